@@ -1,0 +1,227 @@
+"""Predictions, windows of time, and cohorts: the column-oriented input of everything else."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from monitor.tasks import TASKS, Task
+
+MISSING = "missing"
+
+
+class Prediction(BaseModel):
+    """One answer that a deployed model gave about one study, checked and in canonical form.
+
+    ``scores`` has one probability per score column of the task; ``labels`` one value per label
+    column, None where the truth is not known yet.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(min_length=1)
+    model_version: str = ""
+    study_uid: str = Field(min_length=1, max_length=256)
+    patient_key: str = Field(min_length=1, max_length=256)
+    produced_at: AwareDatetime
+    scores: tuple[float, ...]
+    labels: tuple[int | None, ...]
+    attributes: dict[str, str | float | None] = {}
+    image: str = ""
+    image_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Window:
+    """Half-open time interval [start, end) in UTC."""
+
+    start: datetime
+    end: datetime
+
+    def __post_init__(self) -> None:
+        for moment in (self.start, self.end):
+            if moment.tzinfo is None or moment.utcoffset() != timedelta(0):
+                raise ValueError(f"a window is in UTC, got {moment!r}; use datetime(..., tzinfo=UTC)")
+        if self.end <= self.start:
+            raise ValueError(f"a window ends after it starts, got [{self.start}, {self.end})")
+
+    @property
+    def key(self) -> str:
+        """Identify the window in file names, tables and on screen: 2026-01-05/2026-01-12."""
+        return f"{_stamp(self.start)}/{_stamp(self.end)}"
+
+    @classmethod
+    def from_key(cls, key: str) -> Window:
+        """Read back what ``key`` wrote."""
+        start, end = (datetime.fromisoformat(part) for part in key.split("/"))
+        return cls(start=_as_utc(start), end=_as_utc(end))
+
+    def contains(self, moment: datetime) -> bool:
+        """Tell whether a moment lies in [start, end)."""
+        return self.start <= moment < self.end
+
+
+def tile_windows(start: datetime, end: datetime, length: timedelta) -> Iterator[Window]:
+    """Cut [start, end) into consecutive windows of one length; a last partial window is left out."""
+    if length <= timedelta(0):
+        raise ValueError(f"a window length is positive, got {length}")
+    while start + length <= end:
+        yield Window(start=start, end=start + length)
+        start += length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Cohort:
+    """A set of studies with predictions, labels, attributes, embeddings and image references.
+
+    Shapes: every column has length n. ``scores`` (n, score columns) in [0, 1]; ``labels``
+    (n, label columns), NaN where unknown; ``embeddings`` (n, width) or None; ``times``
+    datetime64[us] in UTC; each attribute a string column (MISSING where empty) or a float column
+    (NaN where empty). Construction proves every score and embedding finite: one NaN would blind
+    a KS test and deafen an MMD.
+
+    Raises:
+        ValueError: a column has a wrong length, range or a value that is not finite.
+    """
+
+    task: Task
+    classes: tuple[str, ...]
+    study_uid: NDArray[np.str_]
+    patient_key: NDArray[np.str_]
+    times: NDArray[np.datetime64]
+    scores: NDArray[np.float64]
+    labels: NDArray[np.float64]
+    attributes: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    embeddings: NDArray[np.float32] | None = None
+    images: NDArray[np.str_] | None = None
+
+    def __post_init__(self) -> None:
+        shape, n = TASKS[self.task], len(self.study_uid)
+        if len(self.classes) < shape.minimum_classes:
+            raise ValueError(f"{self.task} needs at least {shape.minimum_classes} classes, got {self.classes}")
+        expected = {
+            "patient_key": (n,),
+            "times": (n,),
+            "scores": (n, shape.score_columns(self.classes)),
+            "labels": (n, shape.label_columns(self.classes)),
+        }
+        for name, want in expected.items():
+            got = getattr(self, name).shape
+            if got != want:
+                raise ValueError(f"{name} must have shape {want} for {n} studies of {self.task}, got {got}")
+        for name, column in self.attributes.items():
+            if column.shape != (n,):
+                raise ValueError(f"attribute {name!r} must have shape {(n,)}, got {column.shape}")
+        if not np.all((self.scores >= 0) & (self.scores <= 1)):
+            raise ValueError("scores must be finite and in [0, 1]; quarantine the others at ingest")
+        _check_labels(self.labels, shape.label_levels(self.classes))
+        if self.embeddings is not None and (
+            self.embeddings.ndim != 2 or len(self.embeddings) != n or not np.isfinite(self.embeddings).all()
+        ):
+            raise ValueError(f"embeddings must be finite with shape ({n}, width), got {self.embeddings.shape}")
+        if self.images is not None and self.images.shape != (n,):
+            raise ValueError(f"images must have shape {(n,)}, got {self.images.shape}")
+
+    def __len__(self) -> int:
+        return len(self.study_uid)
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """Name each yes/no question the scores answer, one for each score column."""
+        return TASKS[self.task].findings(self.classes)
+
+    @property
+    def patients(self) -> int:
+        """Count distinct patients: the unit of every permutation and bootstrap."""
+        return len(np.unique(self.patient_key))
+
+    @property
+    def patient_index(self) -> NDArray[np.intp]:
+        """Number the patients 0 … patients-1; shape (n,)."""
+        return np.unique(self.patient_key, return_inverse=True)[1]
+
+    @property
+    def labelled(self) -> NDArray[np.bool_]:
+        """Mark the studies whose every label is known; shape (n,)."""
+        return np.asarray(~np.isnan(self.labels).any(axis=1), dtype=np.bool_)
+
+    @property
+    def digest(self) -> str:
+        """Hash of the content that decides results: keys, times, labels and images; order-free."""
+        images = self.images if self.images is not None else np.full(len(self), "")
+        lines = sorted(
+            f"{uid}\x1f{patient}\x1f{time}\x1f{label.tolist()}\x1f{image}"
+            for uid, patient, time, label, image in zip(
+                self.study_uid, self.patient_key, self.times, self.labels, images, strict=True
+            )
+        )
+        return hashlib.sha256("\x1e".join([self.task, *self.classes, *lines]).encode()).hexdigest()
+
+    def select(self, rows: NDArray[np.bool_] | NDArray[np.intp] | slice) -> Cohort:
+        """Keep the given rows (mask, indices or slice)."""
+        columns: dict[str, Any] = {
+            name: getattr(self, name)[rows] for name in ("study_uid", "patient_key", "times", "scores", "labels")
+        }
+        return replace(
+            self,
+            **columns,
+            attributes={name: column[rows] for name, column in self.attributes.items()},
+            embeddings=None if self.embeddings is None else self.embeddings[rows],
+            images=None if self.images is None else self.images[rows],
+        )
+
+    def within(self, window: Window) -> Cohort:
+        """Keep the studies of a window."""
+        start, end = (np.datetime64(moment.replace(tzinfo=None), "us") for moment in (window.start, window.end))
+        return self.select((self.times >= start) & (self.times < end))
+
+    def binary_labels(self) -> NDArray[np.float64]:
+        """Turn labels into one yes/no column a finding, NaN where unknown; shape of ``scores``."""
+        if TASKS[self.task].label_per_finding:
+            return self.labels
+        positives = np.arange(len(self.classes))[-self.scores.shape[1] :]
+        answers: NDArray[np.float64] = np.asarray(self.labels == positives, dtype=np.float64)
+        answers[np.isnan(self.labels[:, 0])] = np.nan
+        return answers
+
+
+def concatenate(cohorts: Sequence[Cohort]) -> Cohort:
+    """Join cohorts of the same task and classes; only attributes that all have are kept."""
+    first = cohorts[0]
+    if any((cohort.task, cohort.classes) != (first.task, first.classes) for cohort in cohorts):
+        raise ValueError("only cohorts of the same task and classes can be joined")
+    optional: dict[str, Any] = {
+        name: np.concatenate([getattr(cohort, name) for cohort in cohorts])
+        if all(getattr(cohort, name) is not None for cohort in cohorts)
+        else None
+        for name in ("embeddings", "images")
+    }
+    shared = set.intersection(*(set(cohort.attributes) for cohort in cohorts))
+    names = [f.name for f in fields(Cohort) if f.name not in {"task", "classes", "attributes", *optional}]
+    columns: dict[str, Any] = {name: np.concatenate([getattr(c, name) for c in cohorts]) for name in names}
+    attributes = {
+        name: np.concatenate([c.attributes[name] for c in cohorts]) for name in first.attributes if name in shared
+    }
+    return replace(first, **columns, **optional, attributes=attributes)
+
+
+def _check_labels(labels: NDArray[np.float64], levels: int) -> None:
+    known = labels[~np.isnan(labels)]
+    if not np.isin(known, np.arange(levels)).all():
+        raise ValueError(f"labels must be NaN or one of 0 … {levels - 1}, got {np.unique(known)[:10]}")
+
+
+def _as_utc(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def _stamp(moment: datetime) -> str:
+    plain = moment.replace(tzinfo=None)
+    return plain.date().isoformat() if plain.time() == datetime.min.time() else plain.isoformat()

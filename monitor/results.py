@@ -1,0 +1,174 @@
+"""What a comparison yields: verdicts, drift results, evaluations, gaps and harm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from monitor.cohorts import Window
+
+
+class Verdict(StrEnum):
+    """The answer of a comparison; NOT_ENOUGH_DATA is an answer of its own, never a False."""
+
+    DRIFT = "DRIFT"
+    NO_DRIFT = "NO_DRIFT"
+    NOT_ENOUGH_DATA = "NOT_ENOUGH_DATA"
+
+
+class DriftKind(StrEnum):
+    """What kind of thing changed."""
+
+    APPEARANCE = "appearance"
+    ACQUISITION = "acquisition"
+    CASE_MIX = "case-mix"
+    BEHAVIOUR = "behaviour"
+    CONCEPT = "concept"
+
+
+class Source(StrEnum):
+    """Where a performance figure comes from."""
+
+    REALISED = "realised"
+    ESTIMATED = "estimated"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriftResult:
+    """One measured comparison of a reference with a window.
+
+    ``effect`` is the effect size named by ``effect_name`` (0 means no change). ``p_value`` and
+    ``statistic`` are None exactly when the verdict is NOT_ENOUGH_DATA. ``threshold`` is the
+    p-value at or under which DRIFT is said, after correction over the whole window.
+    """
+
+    window: Window
+    detector: str
+    kind: DriftKind
+    feature: str
+    verdict: Verdict
+    statistic: float | None
+    effect: float | None
+    effect_name: str
+    p_value: float | None
+    threshold: float
+    n_reference: int
+    n_current: int
+    patients_reference: int
+    patients_current: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One figure with its interval; ``value`` is None with a ``reason`` where it is undefined."""
+
+    name: str
+    finding: str
+    value: float | None
+    low: float | None
+    high: float | None
+    level: float
+    n: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Performance of one model version on one cohort."""
+
+    model_version: str
+    cohort: str
+    source: Source
+    n: int
+    patients: int
+    n_labelled: int
+    metrics: tuple[Metric, ...]
+
+    def metric(self, name: str, finding: str | None = None) -> Metric:
+        """Look up one metric by name (and finding, when there are several)."""
+        for metric in self.metrics:
+            if metric.name == name and finding in (None, metric.finding):
+                return metric
+        raise KeyError(f"no metric {name!r} of {finding!r} in the evaluation on {self.cohort}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubgroupGap:
+    """A subgroup's metric minus the same metric of everyone else, with its interval.
+
+    ``reference_gap`` is the same gap in the reference; ``change`` is gap minus reference_gap with
+    its own interval: fairness drift. None with a ``reason`` where a side is too small.
+    """
+
+    window: Window
+    attribute: str
+    value: str
+    metric: str
+    finding: str
+    n: int
+    patients: int
+    inside: float | None
+    outside: float | None
+    gap: float | None
+    low: float | None
+    high: float | None
+    reference_gap: float | None
+    change: float | None
+    change_low: float | None
+    change_high: float | None
+    level: float
+    verdict: Verdict
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Harm:
+    """Loss of performance against the reference: reference minus current, so that > 0 is worse."""
+
+    window: Window
+    metric: str
+    finding: str
+    source: Source
+    reference: float | None
+    current: float | None
+    loss: float | None
+    low: float | None
+    high: float | None
+    level: float
+    n: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contribution:
+    """How much one attribute value carries of a drift: its share now minus its share before.
+
+    ``shift`` is the mean drift score inside the value, in reference standard deviations.
+    """
+
+    window: Window
+    attribute: str
+    value: str
+    n_current: int
+    share_reference: float
+    share_current: float
+    shift: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowReport:
+    """Everything one visit measured in one window; ``verdict`` is the headline and ``reason`` says why."""
+
+    model: str
+    window: Window
+    verdict: Verdict
+    reason: str
+    n: int
+    patients: int
+    n_labelled: int
+    results: tuple[DriftResult, ...]
+    evaluations: tuple[Evaluation, ...]
+    gaps: tuple[SubgroupGap, ...]
+    harms: tuple[Harm, ...]
+    contributions: tuple[Contribution, ...]

