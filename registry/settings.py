@@ -42,6 +42,8 @@ class ModelSettings(BaseModel):
     attributes: tuple[str, ...] = Field((), description="columns of the export that are kept as attributes")
     numeric_attributes: tuple[str, ...] = Field((), description="those of them that are numbers")
     window_days: int = Field(7, ge=1)
+    reference: str = Field("", description="first reference window, as 2026-01-05/2026-03-30")
+    schedule: str = Field("0 6 * * 1", description="cron line on which `wardround serve` runs a round")
     backbone: BackboneSettings = BackboneSettings()
 
     @model_validator(mode="after")
