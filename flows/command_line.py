@@ -1,0 +1,399 @@
+"""The command line. Thin: every command opens the ward, calls one function and shows the result."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+HELP = """Ward rounds for deployed medical-imaging AI.
+
+Wardround watches what a model predicts on live studies, says what changed, how badly and for whom, trains a small
+adapter when drift hurts, proves it on patients it never learned from, and lets a person sign before anything goes live.
+
+Start with [bold]wardround demo[/bold]; for your own model: init, ingest, watch, status.
+"""
+
+application = typer.Typer(
+    help=HELP,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+audit = typer.Typer(help="Check the record: the append-only, hash-chained list of everything that happened.")
+user = typer.Typer(help="People who may sign.")
+application.add_typer(audit, name="audit")
+application.add_typer(user, name="user")
+
+FIRST, ROUND, TREAT, SIGN, LOOK = "Start here", "Watch", "Treat", "Sign and promote", "Look"
+
+Directory = Annotated[
+    Path, typer.Option("--dir", envvar="WARDROUND_DIR", help="Folder that holds wardround.toml and everything stored.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables for people.")]
+Model = Annotated[str, typer.Option("--model", "-m", help="Which model; may be left out when there is only one.")]
+Who = Annotated[str, typer.Option("--by", help="Your user name, as `wardround user add` wrote it.")]
+
+screen = Console()
+warnings_screen = Console(stderr=True)
+
+
+def main() -> None:
+    """Run the command line; a user sees one line that names the cure, never a traceback."""
+    sys.excepthook = _tell_unexpected
+    application()
+
+
+@application.command(rich_help_panel=FIRST)
+def demo(
+    directory: Annotated[Path, typer.Option("--dir", help="Where the demo writes; it writes nowhere else.")] = Path(
+        "wardround-demo"
+    ),
+    fast: Annotated[bool, typer.Option("--fast", help="A shorter story: five weeks instead of ten.")] = False,
+    prefect: Annotated[
+        bool, typer.Option("--prefect/--no-prefect", help="Run rounds as Prefect flow runs, or call the same functions.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Live through ten weeks with real brain MRI slices: a new source arrives, and the loop closes. About 3 minutes."""
+    with _errors_in_one_line():
+        from flows.demo import run_demo
+
+        summary = run_demo(directory, fast=fast, prefect=prefect, screen=warnings_screen if as_json else screen)
+        if as_json:
+            _print_json(summary)
+
+
+@application.command(rich_help_panel=FIRST)
+def init(
+    directory: Directory = Path(),
+    name: Annotated[str, typer.Option("--model", "-m", help="Name of the first model.")] = "my-model",
+) -> None:
+    """Write a commented wardround.toml to start from, and create the database beside it."""
+    with _errors_in_one_line():
+        from flows.starting import start_ward
+
+        path = start_ward(directory, name, at=datetime.now(UTC))
+        screen.print(f"Wrote {path}. Edit it, then run: wardround ingest EXPORT --dir {directory}", highlight=False)
+
+
+@application.command(rich_help_panel=FIRST)
+def doctor(directory: Directory = Path(), as_json: AsJson = False) -> None:
+    """Check versions, telemetry switches, licences, database, chain of events, MLflow store and disk."""
+    with _errors_in_one_line():
+        from flows.doctor import examine
+        from flows.screens import show_findings
+        from registry.settings import FILE_NAME, read_settings
+
+        settings = read_settings(directory) if (directory / FILE_NAME).exists() else None
+        findings = examine(settings)
+        if as_json:
+            _print_json([_plain(finding) for finding in findings])
+        else:
+            show_findings(screen, findings)
+        if not all(finding.ok for finding in findings):
+            raise typer.Exit(1)
+
+
+@application.command(rich_help_panel=ROUND)
+def ingest(
+    export: Annotated[Path, typer.Argument(help="CSV, Parquet or JSONL export of predictions.")],
+    model: Model = "",
+    directory: Directory = Path(),
+    as_json: AsJson = False,
+) -> None:
+    """Read an export of predictions. Reading it twice changes nothing; bad rows are quarantined with a reason.
+
+    Columns: study_uid, patient_key, produced_at (ISO 8601 with offset), score (binary) or score_CLASS (one a class),
+    and where you have them label (class name) or label_CLASS (0/1), image (path), model_version, attributes.
+    """
+    with _opened(directory) as ward:
+        from flows.ingesting import ingest_export
+        from flows.screens import show_batch
+
+        summary = ingest_export(export, model=_model(ward, model), ward=ward, at=datetime.now(UTC))
+        _show(as_json, summary, show_batch)
+
+
+@application.command(rich_help_panel=ROUND)
+def watch(
+    model: Model = "",
+    window: Annotated[
+        str, typer.Option(help="One window as 2026-03-30/2026-04-06; without it every complete window not yet watched.")
+    ] = "",
+    directory: Directory = Path(),
+    as_json: AsJson = False,
+) -> None:
+    """Compare windows with the reference: what changed, how badly, for whom. Exit code 3 when there is DRIFT."""
+    with _opened(directory) as ward:
+        from flows.screens import show_reports
+        from flows.watching import watch as watch_one
+        from flows.watching import windows_to_watch
+        from monitor.cohorts import Window
+        from monitor.results import Verdict
+
+        name, now = _model(ward, model), datetime.now(UTC)
+        windows = [Window.from_key(window)] if window else windows_to_watch(ward, name, until=now)
+        reports = [watch_one(ward, name, one, at=now) for one in windows]
+        _show(as_json, reports, show_reports)
+        if any(report.verdict is Verdict.DRIFT for report in reports):
+            raise typer.Exit(3)
+
+
+@application.command(rich_help_panel=LOOK)
+def status(directory: Directory = Path(), as_json: AsJson = False) -> None:
+    """Show every window's verdict, the adaptation runs, gate decisions, signatures and who is champion."""
+    with _opened(directory) as ward:
+        from flows.screens import show_status
+        from flows.status import status_of
+
+        _show(as_json, status_of(ward), show_status)
+
+
+@application.command(rich_help_panel=TREAT)
+def plan(by: Who, model: Model = "", directory: Directory = Path(), as_json: AsJson = False) -> None:
+    """Propose the smallest treatment that the evidence asks for; the proposer cannot sign it later."""
+    with _opened(directory) as ward:
+        from flows.screens import show_plan
+        from flows.treating import propose
+
+        _show(as_json, propose(ward, _model(ward, model), by=by, at=datetime.now(UTC)), show_plan)
+
+
+@application.command(rich_help_panel=TREAT)
+def adapt(
+    plan_id: Annotated[str, typer.Argument(help="The plan, as `wardround plan` named it.")],
+    strategy: Annotated[list[str] | None, typer.Option(help="naive, replay or ewc; default: all the plan names.")] = None,
+    directory: Directory = Path(),
+    as_json: AsJson = False,
+) -> None:
+    """Train adapters for a plan and measure what each strategy kept and lost. The champion is not touched."""
+    with _opened(directory) as ward:
+        from flows.screens import show_runs
+        from flows.treating import treat
+
+        proposed = ward.records.plan(plan_id)
+        now = datetime.now(UTC)
+        runs = [treat(ward, proposed, name, at=now) for name in strategy or proposed.strategies]
+        _show(as_json, runs, show_runs)
+
+
+@application.command(rich_help_panel=TREAT)
+def gate(
+    run_id: Annotated[str, typer.Argument(help="The adaptation run, as `wardround adapt` named it.")],
+    directory: Directory = Path(),
+    as_json: AsJson = False,
+) -> None:
+    """Judge a run's adapter on the locked held-out cohorts. Exit code 4 when it is refused."""
+    with _opened(directory) as ward:
+        from flows.screens import show_decision
+        from flows.treating import judge
+
+        decision = judge(ward, ward.records.run(run_id), at=datetime.now(UTC))
+        _show(as_json, decision, show_decision)
+        if not decision.promote:
+            raise typer.Exit(4)
+
+
+@application.command(rich_help_panel=SIGN)
+def approve(
+    decision_id: Annotated[str, typer.Argument(help="The gate decision, as `wardround gate` named it.")],
+    by: Who,
+    meaning: Annotated[str, typer.Option(help="What your signature means.")] = (
+        "I have reviewed the evidence and approve this adapter for clinical use."
+    ),
+    directory: Directory = Path(),
+) -> None:
+    """Sign a gate decision. Asks for your password again; refused to the person who proposed the plan."""
+    _sign(directory, decision_id, by, meaning, approved=True)
+
+
+@application.command(rich_help_panel=SIGN)
+def reject(
+    decision_id: Annotated[str, typer.Argument(help="The gate decision.")],
+    by: Who,
+    meaning: Annotated[str, typer.Option(help="Why you refuse.")],
+    directory: Directory = Path(),
+) -> None:
+    """Refuse a gate decision for good, with a reason. Asks for your password again."""
+    _sign(directory, decision_id, by, meaning, approved=False)
+
+
+@application.command(rich_help_panel=SIGN)
+def promote(
+    decision_id: Annotated[str, typer.Argument(help="An approved gate decision.")] = "",
+    by: Who = "",
+    first: Annotated[
+        Path | None, typer.Option(help="Take over an adapter file that is live already, as the first champion.")
+    ] = None,
+    model: Model = "",
+    directory: Directory = Path(),
+) -> None:
+    """Make a signed challenger the champion, in our records first and then in MLflow. Safe to repeat."""
+    with _opened(directory) as ward:
+        from flows.promoting import install_first, promote_signed
+
+        now = datetime.now(UTC)
+        if first is not None:
+            champion = install_first(ward, _model(ward, model), first, actor=by, at=now)
+        else:
+            champion = promote_signed(ward, decision_id, actor=by, at=now)
+        screen.print(f"Champion is now version {champion.version} ({champion.adapter_sha256[:12]}).", highlight=False)
+
+
+@application.command(rich_help_panel=SIGN)
+def rollback(
+    by: Who,
+    reason: Annotated[str, typer.Option(help="Why; it stands in the record.")],
+    model: Model = "",
+    directory: Directory = Path(),
+) -> None:
+    """Make the previous champion live again. Needs no gate and no MLflow."""
+    with _opened(directory) as ward:
+        from flows.promoting import roll_back
+
+        champion = roll_back(ward, _model(ward, model), actor=by, reason=reason, at=datetime.now(UTC))
+        screen.print(f"Champion is version {champion.version} again.", highlight=False)
+
+
+@audit.command("verify")
+def verify(directory: Directory = Path(), as_json: AsJson = False) -> None:
+    """Recompute the chain over every event. Exit code 1 and the first bad row when it does not hold."""
+    with _opened(directory) as ward:
+        from flows.screens import show_chain
+
+        state = ward.records.verify_events()
+        _show(as_json, state, show_chain)
+        if not state.ok:
+            raise typer.Exit(1)
+
+
+@user.command("add")
+def add_user(
+    name: Annotated[str, typer.Argument(help="User name, as it will stand under signatures.")],
+    role: Annotated[str, typer.Option(help="engineer, quality officer, clinician, administrator or auditor.")],
+    directory: Directory = Path(),
+) -> None:
+    """Add a person. Asks for a password twice; there is never a default one."""
+    with _opened(directory) as ward:
+        from registry.approvals import hash_password
+
+        password = os.environ.get("WARDROUND_PASSWORD") or typer.prompt(
+            "Password", hide_input=True, confirmation_prompt=True
+        )
+        ward.records.add_user(name, role, hash_password(password), datetime.now(UTC))
+        screen.print(f"Added {name}, {role}.", highlight=False)
+
+
+@application.command(rich_help_panel=ROUND)
+def serve(directory: Directory = Path()) -> None:
+    """Run rounds on schedule through Prefect until interrupted: one deployment a model, on its cron line."""
+    with _errors_in_one_line():
+        from flows.rounds import serve as serve_rounds
+
+        serve_rounds(directory)
+
+
+@application.command(rich_help_panel=LOOK)
+def dashboard(
+    directory: Directory = Path("wardround-demo"),
+    port: Annotated[int, typer.Option(help="Port on this machine; the dashboard listens on 127.0.0.1 only.")] = 8501,
+) -> None:
+    """Open the quality officer's dashboard in a browser on this machine."""
+    with _errors_in_one_line():
+        from registry.settings import read_settings
+
+        read_settings(directory)
+        command = [sys.executable, "-m", "dashboard.serving", "--dir", str(directory.resolve()), "--port", str(port)]
+        raise typer.Exit(subprocess.call(command))
+
+
+@contextmanager
+def _opened(directory: Path) -> Iterator[Any]:
+    with _errors_in_one_line():
+        from flows.progress import show_progress
+        from flows.ward import open_ward
+
+        with show_progress(warnings_screen):
+            yield open_ward(directory)
+
+
+@contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    from flows.failures import KNOWN
+
+    try:
+        yield
+    except KNOWN as error:
+        warnings_screen.print(f"[bold red]Error:[/bold red] {_escape(str(error))}", highlight=False)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        warnings_screen.print("Interrupted. What was committed is kept; run the same command to go on.")
+        raise typer.Exit(130) from None
+
+
+def _model(ward: Any, name: str) -> str:
+    models = list(ward.settings.models)
+    if not name and len(models) == 1:
+        return models[0]
+    ward.settings.model(name)
+    return name
+
+
+def _sign(directory: Path, decision_id: str, by: str, meaning: str, *, approved: bool) -> None:
+    with _errors_in_one_line():
+        from flows.ward import open_ward
+        from registry import approvals
+
+        ward = open_ward(directory)
+        password = os.environ.get("WARDROUND_PASSWORD") or typer.prompt(f"Password of {by}", hide_input=True)
+        sign = approvals.approve if approved else approvals.reject
+        sign(ward.records, decision_id, user=by, password=password, meaning=meaning, at=datetime.now(UTC))
+        screen.print(f"{'Approved' if approved else 'Rejected'} by {by}: {meaning}", markup=False, highlight=False)
+
+
+def _show(as_json: bool, value: Any, show: Any) -> None:
+    if as_json:
+        _print_json(_plain(value))
+    else:
+        show(screen, value)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    from flows.status import plain
+
+    return plain(value)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def _tell_unexpected(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Keep the traceback in a file and tell one line: a person at a hospital cannot use the rest."""
+    path = Path(os.environ.get("WARDROUND_LOG", "wardround-error.log"))
+    path.write_text("".join(traceback.format_exception(kind, error, trace)), encoding="utf-8")
+    warnings_screen.print(
+        f"[bold red]Unexpected error:[/bold red] {kind.__name__}: {_escape(str(error).splitlines()[0] if str(error) else '')}"
+        f"\nThe details are in {path.resolve()}; please send that file with what you did.",
+        highlight=False,
+    )
+
+
+if __name__ == "__main__":
+    main()

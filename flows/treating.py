@@ -1,0 +1,150 @@
+"""Plan, adapt, gate: from drifted windows to a decision that a person can sign."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import numpy as np
+
+from continual.adapting import Experience, adapt
+from continual.planning import plan_adaptation
+from continual.plans import AdaptationPlan, AdaptationRun, RunState, Treatment
+from flows.ward import StepRefused, Ward, adapter_of, load_role, score_with, version_at, windows_of
+from monitor.cohorts import Cohort, Window
+from registry.decisions import GateDecision
+from registry.gate import HeldOutScores, decide
+from registry.held_out import HeldOutCohort, PatientRole, lock_cohort, verify_lock
+
+
+def propose(ward: Ward, model: str, *, by: str, at: datetime) -> AdaptationPlan | None:
+    """Turn the reports since the last change of champion into a plan, and keep it; None: nothing to do."""
+    champion = ward.records.champion(model)
+    if champion is None:
+        raise StepRefused(f"{model} has no champion yet; install the live adapter with `wardround promote --first`")
+    reports = [r for r in ward.records.reports(model) if version_at(ward, model, r.window.start) == champion.version]
+    drifted = [report.window for report in reports]
+    labelled = int(load_role(ward, model, drifted, PatientRole.LEARNING).labelled.sum()) if drifted else 0
+    plan = plan_adaptation(
+        reports,
+        model=model,
+        champion_version=champion.version,
+        policy=ward.settings.adaptation,
+        labelled=labelled,
+        proposed_by=by,
+    )
+    if plan is not None:
+        ward.records.save_plan(plan, at)
+    return plan
+
+
+def treat(ward: Ward, plan: AdaptationPlan, strategy: str, *, at: datetime) -> AdaptationRun:
+    """Train the champion's adapter further with one strategy on the plan's windows, and keep the run."""
+    if plan.treatment is not Treatment.UPDATE_ADAPTER:
+        raise StepRefused(f"{plan.plan_id} says “{plan.treatment}”: there is nothing to train")
+    champion = ward.records.champion(plan.model)
+    if champion is None or champion.version != plan.champion_version:
+        raise StepRefused(f"{plan.plan_id} was made for version {plan.champion_version}, which is not live; plan again")
+    stages = stages_of(ward, plan)
+    _, run = adapt(
+        start=adapter_of(ward, plan.model, champion.adapter_sha256),
+        stream=[_experience(ward, plan.model, windows, PatientRole.LEARNING) for windows in stages],
+        evaluation=[_experience(ward, plan.model, windows, PatientRole.REFERENCE) for windows in stages],
+        learned=len(stages) - 1,
+        strategy=strategy,
+        policy=ward.settings.adaptation,
+        plan_id=plan.plan_id,
+        model=plan.model,
+        directory=ward.adapters,
+        progress=ward.progress,
+    )
+    ward.records.save_run(run, at)
+    return run
+
+
+def judge(ward: Ward, run: AdaptationRun, *, at: datetime) -> GateDecision:
+    """Put a run's adapter before the gate on every locked held-out cohort, and keep the decision."""
+    if run.state is not RunState.FINISHED:
+        raise StepRefused(f"{run.run_id} did not finish ({run.reason}); there is nothing to judge")
+    plan, champion = ward.records.plan(run.plan_id), ward.records.champion(run.model)
+    if champion is None or champion.version != plan.champion_version:
+        raise StepRefused(f"{run.run_id} was trained from version {plan.champion_version}, which is not live any more")
+    cohorts = [
+        _look(ward, run, windows, kind="old" if i < len(stages_of(ward, plan)) - 1 else "new", at=at)
+        for i, windows in enumerate(stages_of(ward, plan))
+    ]
+    decision = decide(
+        cohorts, run=run, champion_version=champion.version, policy=ward.settings.gate
+    )
+    ward.records.save_decision(decision, at)
+    return decision
+
+
+def choose(decisions: Sequence[GateDecision], runs: Sequence[AdaptationRun]) -> GateDecision | None:
+    """Recommend, among the decisions that passed, the one whose run is best over all experiences; ties: forgets less."""
+    by_id = {run.run_id: run for run in runs}
+    passed = [decision for decision in decisions if decision.promote]
+
+    def merit(decision: GateDecision) -> tuple[float, float]:
+        run = by_id[decision.run_id]
+        figures = [figure for figure in run.matrix[-1] if figure is not None]
+        return (float(np.mean(figures)) if figures else 0.0, -(run.forgetting or 0.0))
+
+    return max(passed, key=merit, default=None)
+
+
+def stages_of(ward: Ward, plan: AdaptationPlan) -> list[tuple[Window, ...]]:
+    """List the windows of everything learned so far, oldest first, and the plan's windows last."""
+    history = ward.records.champion_history(plan.model)
+    lineage = list(dict.fromkeys(entry.version for entry in history if entry.kind != "rollback"))
+    known = lineage[: lineage.index(plan.champion_version) + 1]
+    return [*(windows_of(ward, plan.model, version) for version in known), plan.windows]
+
+
+def name_of(windows: Sequence[Window]) -> str:
+    """Name a stage by its span of days: 2026-01-05/2026-03-30."""
+    return Window(start=windows[0].start, end=windows[-1].end).key
+
+
+def _experience(ward: Ward, model: str, windows: Sequence[Window], role: PatientRole) -> Experience:
+    cohort = _labelled_with_images(ward, model, windows, role)
+    return Experience(
+        name=name_of(windows),
+        tokens=ward.features_of(model).tokens(cohort.images),
+        labels=cohort.labels,
+        patient_key=cohort.patient_key,
+    )
+
+
+def _labelled_with_images(ward: Ward, model: str, windows: Sequence[Window], role: PatientRole) -> Cohort:
+    cohort = load_role(ward, model, windows, role)
+    if cohort.images is None:
+        raise StepRefused(f"the studies of {name_of(windows)} came without images; ingest them with an image column")
+    return cohort.select(cohort.labelled & (cohort.images != ""))
+
+
+def _look(ward: Ward, run: AdaptationRun, windows: Sequence[Window], *, kind: str, at: datetime) -> HeldOutScores:
+    cohort = _labelled_with_images(ward, run.model, windows, PatientRole.HELD_OUT)
+    lock = _lock(ward, run.model, cohort, name_of(windows), kind, at)
+    verify_lock(lock, cohort)
+    ward.records.look_at_held_out(run.model, lock.name, lock.digest, run.run_id, at)
+    champion = ward.records.champion(run.model)
+    assert champion is not None
+    return HeldOutScores(
+        name=lock.name,
+        kind=kind,
+        digest=lock.digest,
+        labels=cohort.binary_labels(),
+        champion=score_with(ward, run.model, cohort, champion.adapter_sha256).scores,
+        challenger=score_with(ward, run.model, cohort, run.adapter_sha256).scores,
+        patients=cohort.patient_key,
+        subgroups={},
+    )
+
+
+def _lock(ward: Ward, model: str, cohort: Cohort, name: str, kind: str, at: datetime) -> HeldOutCohort:
+    locked = next((lock for lock in ward.records.held_out(model) if lock.name == name), None)
+    if locked is None:
+        locked = lock_cohort(cohort, name=name, kind=kind)
+        ward.records.lock_held_out(model, locked, at)
+    return locked

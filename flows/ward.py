@@ -1,0 +1,136 @@
+"""The ward: what every step needs at hand, and the cohorts that a model version stands on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from continual.adapters import Adapter, load_adapter, score
+from continual.backbones import Backbone, load_backbone
+from continual.feature_store import FeatureStore
+from flows.ingesting import load_features
+from flows.progress import Progress, current_progress
+from monitor.cohorts import Cohort, Window, concatenate
+from registry.held_out import PatientRole, roles_of
+from registry.model_versions import ModelVersions
+from registry.records import Records, open_records
+from registry.settings import BackboneSettings, Settings, SettingsError, read_settings
+
+class StepRefused(RuntimeError):
+    """A step cannot be done now; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ward:
+    """Settings, records and features of one store directory."""
+
+    settings: Settings
+    records: Records
+    features: FeatureStore
+
+    @property
+    def progress(self) -> Progress:
+        """How this process tells progress; quiet unless somebody shows it."""
+        return current_progress.get()
+
+    @property
+    def adapters(self) -> Path:
+        """Where adapters lie, named by their hash."""
+        return self.settings.directory / "adapters"
+
+    @property
+    def versions(self) -> ModelVersions:
+        """The MLflow registry of this ward."""
+        return ModelVersions(self.settings.tracking_uri, self.settings.directory / "mlartifacts")
+
+
+def open_ward(directory: Path) -> Ward:
+    """Open the store directory that holds wardround.toml.
+
+    Raises:
+        SettingsError: there is no readable settings file.
+    """
+    settings = read_settings(directory)
+    features = FeatureStore(settings.directory / "features")
+    return Ward(settings=settings, records=open_records(settings.database_url), features=features)
+
+
+def backbone_of(ward: Ward, model: str) -> Backbone:
+    """Load a model's frozen backbone, once a process."""
+    return _load_backbone(ward.settings.model(model).backbone)
+
+
+@lru_cache(maxsize=2)
+def _load_backbone(backbone: BackboneSettings) -> Backbone:
+    return load_backbone(backbone.name, source=backbone.source, path=backbone.path, image_size=backbone.image_size)
+
+
+def version_at(ward: Ward, model: str, moment: datetime) -> str:
+    """Name the version that was champion at a moment; before the first one, the first; none: empty."""
+    history = ward.records.champion_history(model)
+    live = [entry for entry in history if entry.since <= moment] or history[:1]
+    return live[-1].version if live else ""
+
+
+def windows_of(ward: Ward, model: str, version: str) -> tuple[Window, ...]:
+    """List the windows that a version was adapted to; the first version: the reference window.
+
+    Raises:
+        SettingsError: the settings name no first reference window.
+    """
+    history = ward.records.champion_history(model)
+    entry = next((entry for entry in history if entry.version == version and entry.kind != "rollback"), None)
+    if entry is not None and entry.kind == "promote":
+        decision = ward.records.decision(entry.decision_id)
+        return ward.records.plan(decision.plan_id).windows
+    key = ward.settings.model(model).reference
+    if not key:
+        raise SettingsError(
+            f'[models.{model}] names no reference window; add for example reference = "2026-01-05/2026-03-30"'
+        )
+    return (Window.from_key(key),)
+
+
+def load_role(ward: Ward, model: str, windows: Sequence[Window], role: PatientRole | None) -> Cohort:
+    """Load the studies of some windows with embeddings; with a role, only its patients."""
+    cohort = concatenate([ward.records.load_cohort(model, window=window) for window in windows])
+    if role is not None:
+        cohort = cohort.select(np.asarray(roles_of(cohort.patient_key, ward.settings.roles) == role))
+    return load_features(cohort, ward.features_of(model))
+
+
+def reference_of(ward: Ward, model: str, version: str) -> Cohort:
+    """Load what windows are compared with under a version: its reference patients, scored by it.
+
+    Without any champion the whole reference window serves, since nobody in it was learned from by us.
+    """
+    role = PatientRole.REFERENCE if version else None
+    reference = load_role(ward, model, windows_of(ward, model, version), role)
+    return reference if not version else rescore(ward, model, reference, version)
+
+
+def adapter_of(ward: Ward, model: str, adapter_sha256: str) -> Adapter:
+    """Load an adapter by its hash, onto the model's backbone."""
+    path = ward.adapters / f"{adapter_sha256}.safetensors"
+    return load_adapter(backbone_of(ward, model), path, adapter_sha256)
+
+
+def rescore(ward: Ward, model: str, cohort: Cohort, version: str) -> Cohort:
+    """Replace scores that another version gave; what the version itself produced is kept."""
+    entry = next(entry for entry in ward.records.champion_history(model) if entry.version == version)
+    if windows_of(ward, model, version) == windows_of(ward, model, "") and entry.kind == "first":
+        return cohort
+    return score_with(ward, model, cohort, entry.adapter_sha256)
+
+
+def score_with(ward: Ward, model: str, cohort: Cohort, adapter_sha256: str) -> Cohort:
+    """Score a cohort's cached tokens with an adapter."""
+    if cohort.images is None or not len(cohort):
+        raise StepRefused("these studies have no images, so no adapter can score them; ingest them with an image column")
+    adapter = adapter_of(ward, model, adapter_sha256)
+    return replace(cohort, scores=score(adapter, ward.features.tokens(cohort.images)))

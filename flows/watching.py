@@ -1,0 +1,57 @@
+"""Watch one window of one model: compare, save the report, write Evidently's page beside it."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from flows.ward import Ward, load_role, reference_of, version_at
+from monitor.cohorts import Window, tile_windows
+from monitor.reports import write_report
+from monitor.results import WindowReport
+from monitor.watching import watch_window
+
+log = logging.getLogger("wardround.watching")
+
+
+def watch(ward: Ward, model: str, window: Window, *, at: datetime) -> WindowReport:
+    """Compare a window with the reference of the version that was live in it, and keep the report.
+
+    Watching a window twice keeps one report; the second replaces nothing and adds no event unless
+    the studies in it have changed since.
+    """
+    version = version_at(ward, model, window.start)
+    reference = reference_of(ward, model, version)
+    current = load_role(ward, model, [window], None)
+    report = watch_window(
+        reference,
+        current,
+        model=model,
+        model_version=version,
+        window=window,
+        policy=ward.settings.drift,
+        progress=lambda what: ward.progress(f"Watching {window.key}: {what}", 0, 0),
+    )
+    if ward.settings.drift.evidently and len(current):
+        ward.progress(f"Watching {window.key}: Evidently report", 0, 0)
+        write_report(reference, current, report_path(ward, model, window))
+    ward.records.save_report(report, at)
+    return report
+
+
+def report_path(ward: Ward, model: str, window: Window) -> Path:
+    """Tell where the Evidently page of a window lies."""
+    return ward.settings.directory / "reports" / model / f"{window.key.replace('/', '_').replace(':', '')}.html"
+
+
+def windows_to_watch(ward: Ward, model: str, *, until: datetime) -> list[Window]:
+    """List the complete windows after the reference window that have studies' time span and no report yet."""
+    settings = ward.settings.model(model)
+    span = ward.records.studies_span(model)
+    if span is None or not settings.reference:
+        return []
+    start = Window.from_key(settings.reference).end
+    done = {report.window for report in ward.records.reports(model)}
+    length = timedelta(days=settings.window_days)
+    return [window for window in tile_windows(start, until, length) if window not in done]
