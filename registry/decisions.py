@@ -1,10 +1,11 @@
-"""The gate's policy, checks and decision. Pure types."""
+"""The gate's policy, checks and decision, and the signature under it. Pure types."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -73,3 +74,16 @@ class GateDecision:
     def reasons(self) -> tuple[str, ...]:
         """Every check in a sentence."""
         return tuple(check.reason for check in self.checks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signature:
+    """One person's final word on one decision: ``digest`` is the decision's digest that was shown and signed."""
+
+    decision_id: str
+    digest: str
+    user: str
+    role: str
+    approved: bool
+    meaning: str
+    at: datetime
