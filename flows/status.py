@@ -1,0 +1,109 @@
+"""The state of everything under watch, as one plain value for screens and programs."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from datetime import datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from flows.ward import Ward
+from monitor.cohorts import Window
+from monitor.results import Source, Verdict, WindowReport
+
+
+def status_of(ward: Ward) -> dict[str, Any]:
+    """Collect, for each model, windows with verdicts, plans, runs, decisions, signatures and the champion."""
+    return {model: _status_of_model(ward, model) for model in ward.settings.models}
+
+
+def _status_of_model(ward: Ward, model: str) -> dict[str, Any]:
+    records = ward.records
+    champion = records.champion(model)
+    decisions = records.decisions(model)
+    signatures = [signature for d in decisions for signature in records.signatures(d.decision_id)]
+    return plain(
+        {
+            "champion": champion,
+            "champion_history": records.champion_history(model),
+            "windows": [headline(report) for report in records.reports(model)],
+            "plans": [_plain_with(plan, plan_id=plan.plan_id) for plan in records.plans(model)],
+            "runs": [_plain_with(run, run_id=run.run_id) for run in records.runs(model)],
+            "decisions": [
+                _plain_with(d, decision_id=d.decision_id, digest=d.digest, reasons=d.reasons) for d in decisions
+            ],
+            "signatures": signatures,
+            "batches": records.batches(model),
+            "quarantined": len(records.quarantined(model)),
+            "next": next_step(ward, model),
+        }
+    )
+
+
+def next_step(ward: Ward, model: str) -> str:
+    """Say in one sentence who must act now."""
+    records = ward.records
+    champion = records.champion(model)
+    if champion is None:
+        return "Install the live adapter as first champion: wardround promote --first FILE --by NAME"
+    live = [d for d in records.decisions(model) if d.champion_version == champion.version and d.promote]
+    for decision in live:
+        signed = records.signatures(decision.decision_id)
+        if any(signature.approved for signature in signed):
+            return f"{decision.decision_id} is approved: wardround promote {decision.decision_id} --by NAME"
+    if live:
+        names = ", ".join(d.decision_id for d in live)
+        return f"A person who did not propose it must sign or refuse: {names}"
+    reports = records.reports(model)
+    if not reports:
+        return "No window has been watched yet: wardround watch"
+    if reports[-1].verdict is Verdict.DRIFT:
+        return "The last window drifted; `wardround plan` says what the evidence asks for."
+    return "Nobody needs to act."
+
+
+def headline(report: WindowReport) -> dict[str, Any]:
+    """Reduce a report to one line: verdict, size, what drifted, realised AUROC and its loss."""
+    realised = next((h for h in report.harms if h.source is Source.REALISED and h.metric == "auroc"), None)
+    drifted = [f"{r.detector} {r.feature}" for r in report.results if r.verdict is Verdict.DRIFT]
+    return {
+        "window": report.window,
+        "verdict": report.verdict,
+        "reason": report.reason,
+        "studies": report.n,
+        "patients": report.patients,
+        "labelled": report.n_labelled,
+        "drifted": drifted,
+        "auroc": realised.current if realised else None,
+        "auroc_loss": realised.loss if realised else None,
+        "auroc_loss_low": realised.low if realised else None,
+        "auroc_loss_high": realised.high if realised else None,
+    }
+
+
+def _plain_with(value: Any, **more: Any) -> dict[str, Any]:
+    return {**plain(value), **plain(more)}
+
+
+def plain(value: Any) -> Any:
+    """Turn our values into what JSON knows: windows to their key, enumerations to their word, times to ISO 8601."""
+    if isinstance(value, Window):
+        return value.key
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    return value

@@ -1,0 +1,81 @@
+"""What the records answer with: counts, people, champions, events. Pure types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """What became of some predictions that were offered to the records."""
+
+    accepted: int = 0
+    duplicate: int = 0
+    conflict: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuarantinedRow:
+    """A row of an export that was refused, with the reason code and enough to mend it."""
+
+    line: int
+    reason: str
+    detail: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSummary:
+    """What became of every row of an export; nothing is ever lost: the four parts add up to ``received``."""
+
+    batch_id: int
+    model: str
+    source: str
+    content_sha256: str
+    at: datetime
+    received: int
+    accepted: int
+    duplicate: int
+    conflict: int
+    quarantined: int
+
+    def __post_init__(self) -> None:
+        if self.received != self.accepted + self.duplicate + self.conflict + self.quarantined:
+            raise ValueError(f"rows were lost or counted twice in {self.source}: {self}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class User:
+    """A person who may act; ``password_hash`` is argon2's."""
+
+    name: str
+    role: str
+    password_hash: str
+    active: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChampionRecord:
+    """One move of the champion; ``kind`` is first, promote or rollback; the newest one is live."""
+
+    model: str
+    number: int
+    version: str
+    adapter_sha256: str
+    decision_id: str
+    kind: str
+    actor: str
+    reason: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """One look at a locked held-out cohort, for one run."""
+
+    model: str
+    name: str
+    digest: str
+    run_id: str
+    at: datetime
