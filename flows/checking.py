@@ -10,7 +10,8 @@ from math import isfinite, isinf
 from pathlib import Path
 from typing import Any
 
-from flows.sources import KEYS, Reason, Row, RowRefused, find_image, is_missing, label_columns, score_columns, sha256_of
+from continual.files import content_sha256
+from flows.sources import KEYS, Reason, Row, RowRefused, find_image, is_missing, label_columns, score_columns
 from monitor.cohorts import Prediction
 from monitor.tasks import TASKS
 from registry.settings import ModelSettings
@@ -52,7 +53,7 @@ def locate_image(prediction: Prediction, roots: Sequence[Path]) -> tuple[Predict
     """
     path = find_image(prediction.image, roots)
     try:
-        return prediction.model_copy(update={"image_sha256": sha256_of(path)}), path
+        return prediction.model_copy(update={"image_sha256": content_sha256(path)}), path
     except OSError as error:
         raise RowRefused(Reason.IMAGE_UNREADABLE, f"image {prediction.image!r}: {error.strerror}") from None
 

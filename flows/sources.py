@@ -24,7 +24,6 @@ cannot be read at all is a ``SourceError``, and nothing of it is taken.
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import math
 import os
@@ -35,6 +34,7 @@ from itertools import count, islice
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from continual.files import content_sha256
 from monitor.tasks import TASKS
 from registry.settings import ModelSettings
 
@@ -106,7 +106,7 @@ class Export:
         rows = READERS[self.path.suffix.lower()](self.path)
         while chunk := list(islice(rows, size)):
             yield chunk
-        if sha256_of(self.path) != self.content_sha256:
+        if content_sha256(self.path) != self.content_sha256:
             raise SourceError(f"{self.path} changed while it was read; wait until it is complete and ingest it again")
 
 
@@ -129,7 +129,7 @@ def open_export(path: Path, settings: ModelSettings) -> Export:
         raise SourceError(f"{path} is empty; export it again")
     columns, rows = _reach_every_row(path)
     _require_columns(path, columns, settings)
-    return Export(path=path, content_sha256=sha256_of(path), columns=columns, rows=rows)
+    return Export(path=path, content_sha256=content_sha256(path), columns=columns, rows=rows)
 
 
 def score_columns(settings: ModelSettings) -> tuple[str, ...]:
@@ -176,12 +176,6 @@ def find_image(reference: str, roots: Sequence[Path]) -> Path:
     if found is None:
         raise RowRefused(Reason.IMAGE_MISSING, f"image {reference!r} does not exist")
     return found
-
-
-def sha256_of(path: Path) -> str:
-    """Hash a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _reach_every_row(path: Path) -> tuple[tuple[str, ...], int]:

@@ -13,7 +13,7 @@ import numpy as np
 from continual.adapters import Adapter, load_adapter, score
 from continual.backbones import Backbone, load_backbone
 from continual.feature_store import FeatureStore
-from flows.ingesting import load_features
+from flows.features import load_features
 from flows.progress import Progress, current_progress
 from monitor.cohorts import Cohort, Window, concatenate
 from registry.held_out import PatientRole, roles_of

@@ -1,0 +1,111 @@
+"""Features of images: computed once per content, and attached to cohorts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from continual.backbones import Backbone
+from numpy.typing import NDArray
+
+from continual.feature_store import FeatureStore
+from continual.files import content_sha256
+from continual.images import UnreadableImage, read_image
+from flows.sources import Reason, RowRefused
+from monitor.cohorts import Cohort
+
+BATCH = 32
+log = logging.getLogger("wardround.features")
+
+
+def load_features(cohort: Cohort, features: FeatureStore) -> Cohort:
+    """Attach embeddings, shape (n, width); a cohort without any image stays without.
+
+    Studies without an image are left out of a cohort in which others have one, and counted in the log.
+    """
+    if cohort.images is None or not (seen := cohort.images != "").any():
+        return cohort
+    if not seen.all():
+        log.warning("%d of %d studies have no image and are left out", int((~seen).sum()), len(cohort))
+        cohort = cohort.select(seen)
+    return replace(cohort, embeddings=features.embeddings(cohort.images))
+
+
+def compute_features(
+    images: Mapping[str, Path],
+    *,
+    features: FeatureStore,
+    backbone: Callable[[], Backbone],
+    progress: Callable[[int], None],
+) -> dict[str, RowRefused]:
+    """Compute and store the features of every image, named by content hash, that the store does not have yet.
+
+    The backbone is only asked for when there is something to compute. ``progress`` is told how many
+    images are done. Returns why an image has no features, by hash; the others have them when this returns.
+    """
+    wanted = features.missing(list(images))
+    refused: dict[str, RowRefused] = {}
+    computed: list[_Computed] = []
+    for start in range(0, len(wanted), BATCH):
+        part = {sha256: images[sha256] for sha256 in wanted[start : start + BATCH]}
+        pixels = _read_each(part, backbone().card.image_size, refused)
+        if pixels:
+            computed.append(_embed(pixels, backbone(), refused))
+        progress(min(start + BATCH, len(wanted)))
+    if computed:
+        hashes = np.concatenate([part.hashes for part in computed])
+        embeddings = np.concatenate([part.embeddings for part in computed])
+        _warn_if_constant(embeddings)
+        features.put(hashes, embeddings, np.concatenate([part.tokens for part in computed]))
+    return refused
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Computed:
+    """Hashes (n,), embeddings (n, width) and tokens (n, T, width), all finite."""
+
+    hashes: NDArray[np.str_]
+    embeddings: NDArray[np.float32]
+    tokens: NDArray[np.float16]
+
+
+def _embed(pixels: Mapping[str, NDArray[np.uint8]], backbone: Backbone, refused: dict[str, RowRefused]) -> _Computed:
+    hashes = np.array(list(pixels), dtype=np.str_)
+    embeddings, tokens = backbone.embed(np.stack(list(pixels.values())))
+    finite = np.isfinite(embeddings).all(axis=1) & np.isfinite(tokens).all(axis=(1, 2))
+    for sha256 in hashes[~finite]:
+        refused[str(sha256)] = RowRefused(
+            Reason.NOT_FINITE_EMBEDDING, "the backbone's answer to the image is not finite"
+        )
+    return _Computed(hashes=hashes[finite], embeddings=embeddings[finite], tokens=tokens[finite])
+
+
+def _read_each(images: Mapping[str, Path], size: int, refused: dict[str, RowRefused]) -> dict[str, NDArray[np.uint8]]:
+    pixels: dict[str, NDArray[np.uint8]] = {}
+    for sha256, path in images.items():
+        try:
+            pixels[sha256] = _read(path, sha256, size)
+        except RowRefused as error:
+            refused[sha256] = error
+    return pixels
+
+
+def _read(path: Path, sha256: str, size: int) -> NDArray[np.uint8]:
+    try:
+        pixels = read_image(path, size)
+    except UnreadableImage as error:
+        raise RowRefused(Reason.IMAGE_UNREADABLE, f"image {path.name!r}: {error}") from None
+    if content_sha256(path) != sha256:  # its features would stand under another image's name for ever
+        raise RowRefused(Reason.IMAGE_UNREADABLE, f"image {path.name!r} changed while it was read")
+    return pixels
+
+
+def _warn_if_constant(embeddings: NDArray[np.float32]) -> None:
+    if len(embeddings) > 1 and not np.ptp(embeddings, axis=0).any():
+        log.warning(
+            "all %d new images have the same embedding: look at some of them, preprocessing upstream may be broken",
+            len(embeddings),
+        )

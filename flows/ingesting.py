@@ -1,0 +1,127 @@
+"""Ingest: an export of predictions becomes rows, features and quarantined rows. Safe to repeat and to interrupt.
+
+Rows are taken in chunks. A chunk's features are stored first, then its rows in one transaction; a
+process killed between two chunks goes on where it stopped when the same command is run again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from continual.files import content_sha256
+from continual.images import UnreadableImage
+from flows.checking import check_row, locate_image
+from flows.features import compute_features
+from flows.sources import Export, Row, RowRefused, known_columns, open_export
+from flows.ward import Ward, backbone_of
+from monitor.cohorts import Prediction
+from registry.entries import BatchSummary, QuarantinedRow
+from registry.settings import ModelSettings
+
+ROWS_A_CHUNK = 5_000
+IMAGES_A_CHUNK = 256
+log = logging.getLogger("wardround.ingesting")
+
+
+def ingest_export(path: Path, *, model: str, ward: Ward, at: datetime) -> BatchSummary:
+    """Take in an export of a registered model: every row is accepted, known already, in conflict or in quarantine.
+
+    Image paths are relative to the export's folder or to the ward's. The same export again changes nothing.
+
+    Raises:
+        SourceError: the export cannot be read at all; nothing of it was taken.
+        SettingsError: there is no such model.
+    """
+    settings = ward.settings.model(model)
+    export = open_export(path, settings)
+    _name_other_columns(export, settings)
+    ward.records.register_model(model, settings, at)
+    batch_id = ward.records.begin_batch(model, path.name, export.content_sha256, at)
+    done = 0
+    for rows in export.chunks(IMAGES_A_CHUNK if "image" in export.columns else ROWS_A_CHUNK):
+        intake = _Intake()
+        _check(rows, intake, export=export, ward=ward, model=model)
+        _compute(intake, ward=ward, model=model, tell=_teller(ward, path, done, export.rows))
+        ward.records.add_predictions(batch_id, [prediction for _, prediction in intake.accepted], at)
+        ward.records.quarantine(batch_id, intake.refused, at)
+        done += len(rows)
+        ward.progress(f"Reading {path.name}", done, export.rows)
+    return ward.records.finish_batch(batch_id, at)
+
+
+def embed_images(paths: Sequence[Path], *, ward: Ward, model: str) -> NDArray[np.str_]:
+    """Store the features of image files that no export names (yet), and return their hashes, shape (n,).
+
+    Raises:
+        UnreadableImage: a file is no readable image.
+    """
+    hashes = [content_sha256(path) for path in paths]
+    refused = compute_features(
+        dict(zip(hashes, paths, strict=True)),
+        features=ward.features_of(model),
+        backbone=lambda: backbone_of(ward, model),
+        progress=lambda done: ward.progress("Computing features", done, len(paths)),
+    )
+    for error in refused.values():
+        raise UnreadableImage(error.detail)
+    return np.array(hashes, dtype=np.str_)
+
+
+@dataclass(slots=True)
+class _Intake:
+    """What one chunk has come to so far."""
+
+    accepted: list[tuple[Row, Prediction]] = field(default_factory=list)
+    refused: list[QuarantinedRow] = field(default_factory=list)
+    images: dict[str, Path] = field(default_factory=dict)
+
+    def refuse(self, row: Row, error: RowRefused) -> None:
+        self.refused.append(
+            QuarantinedRow(line=row.line, reason=error.reason, detail=error.detail, content=row.content)
+        )
+
+
+def _check(rows: Sequence[Row], intake: _Intake, *, export: Export, ward: Ward, model: str) -> None:
+    settings, roots = ward.settings.model(model), (export.path.parent, ward.settings.directory)
+    for row in rows:
+        try:
+            prediction = check_row(row, model=model, settings=settings, image_required="image" in export.columns)
+            if prediction.image:
+                prediction, path = locate_image(prediction, roots)
+                intake.images[prediction.image_sha256] = path
+            intake.accepted.append((row, prediction))
+        except RowRefused as error:
+            intake.refuse(row, error)
+
+
+def _compute(intake: _Intake, *, ward: Ward, model: str, tell: Callable[[int], None]) -> None:
+    if not intake.images:
+        return
+    unusable = compute_features(
+        intake.images, features=ward.features_of(model), backbone=lambda: backbone_of(ward, model), progress=tell
+    )
+    for row, prediction in intake.accepted:
+        if prediction.image_sha256 in unusable:
+            intake.refuse(row, unusable[prediction.image_sha256])
+    intake.accepted = [(row, made) for row, made in intake.accepted if made.image_sha256 not in unusable]
+
+
+def _teller(ward: Ward, path: Path, done: int, rows: int) -> Callable[[int], None]:
+    return lambda images: ward.progress(f"Reading {path.name}", done + images, rows)
+
+
+def _name_other_columns(export: Export, settings: ModelSettings) -> None:
+    """Name once what will not be used, and what is expected and missing: a misspelt column must be seen."""
+    if other := [name for name in export.columns if name not in known_columns(settings)]:
+        log.warning(
+            "%s: ignored columns %s; list them under attributes to keep them", export.path.name, ", ".join(other)
+        )
+    if absent := [name for name in settings.attributes if name not in export.columns]:
+        log.warning("%s: no column %s; that attribute is missing for every row", export.path.name, ", ".join(absent))
