@@ -1,0 +1,160 @@
+"""A columnar store of image features on disk, named by the content hash of the image.
+
+One folder holds the features of one backbone and one way of making pixels (``BackboneCard.feature_key``
+names it). A ``put`` writes one shard, an Arrow IPC file that appears whole or not at all; nothing is ever
+changed in place. So processes may write and read at once, a killed one leaves nothing to repair, and the
+same image stored twice costs space and nothing else. Shards are memory-mapped, not read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import ipc
+
+from continual.files import write_atomically
+
+SUFFIX = ".arrow"
+Hashes = Sequence[str] | NDArray[np.str_]
+
+
+class FeaturesMissing(LookupError):
+    """Features were asked for that nobody stored."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Shard:
+    """One memory-mapped file: embeddings (n, width) float32, tokens (n, T, width) float16."""
+
+    hashes: list[str]
+    embeddings: NDArray[np.float32]
+    tokens: NDArray[np.float16]
+
+
+class FeatureStore:
+    """Embeddings (n, width) float32 and tokens (n, T, width) float16 by content hash, in one folder."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._shards: dict[str, _Shard] = {}
+        self._places: dict[str, tuple[_Shard, int]] = {}
+
+    def missing(self, hashes: Hashes) -> list[str]:
+        """Name each hash, once and in order, that has no features yet."""
+        self._look_for_shards()
+        return [name for name in dict.fromkeys(map(str, hashes)) if name not in self._places]
+
+    def put(self, hashes: Hashes, embeddings: NDArray[np.float32], tokens: NDArray[np.float16]) -> None:
+        """Store features; when this returns they are on the disk.
+
+        Raises:
+            ValueError: shapes do not fit each other or what the folder holds, or a value is not finite.
+        """
+        names = [str(name) for name in hashes]
+        if not names:
+            return
+        self._check(names, embeddings, tokens)
+        content = _serialise(names, embeddings.astype(np.float32), tokens.astype(np.float16))
+        digest = hashlib.sha256(content).hexdigest()
+        write_atomically(self.directory / f"{digest}{SUFFIX}", content)
+
+    def embeddings(self, hashes: Hashes) -> NDArray[np.float32]:
+        """Look up embeddings in the order asked for; shape (n, width).
+
+        Raises:
+            FeaturesMissing: an image was never embedded.
+        """
+        return self._gather(hashes, "embeddings")
+
+    def tokens(self, hashes: Hashes) -> NDArray[np.float16]:
+        """Look up the tokens entering the adapted blocks, in the order asked for; shape (n, T, width).
+
+        Raises:
+            FeaturesMissing: an image was never embedded.
+        """
+        return self._gather(hashes, "tokens")
+
+    def _gather(self, hashes: Hashes, column: str) -> NDArray[Any]:
+        if absent := self.missing(hashes):
+            raise FeaturesMissing(
+                f"no features for {len(absent)} images in {self.directory} (first: {absent[0][:12] or 'no image'}); "
+                "ingest the export that brought them again with `wardround ingest`"
+            )
+        places = [self._places[str(name)] for name in hashes]
+        example = next(iter(self._shards.values()), None)
+        if example is None:
+            return np.empty((0, 0) if column == "embeddings" else (0, 0, 0))
+        found: NDArray[Any] = np.empty(
+            (len(places), *getattr(example, column).shape[1:]), getattr(example, column).dtype
+        )
+        rows: dict[int, tuple[_Shard, list[int], list[int]]] = {}
+        for target, (shard, source) in enumerate(places):
+            _, targets, sources = rows.setdefault(id(shard), (shard, [], []))
+            targets.append(target)
+            sources.append(source)
+        for shard, targets, sources in rows.values():
+            found[targets] = getattr(shard, column)[sources]
+        return found
+
+    def _look_for_shards(self) -> None:
+        """Map the shards that appeared since the last look, from any process."""
+        for path in sorted(self.directory.glob(f"*{SUFFIX}")):
+            if path.name not in self._shards and not path.name.startswith("."):
+                shard = self._shards[path.name] = _open_shard(path)
+                for row, name in enumerate(shard.hashes):
+                    self._places.setdefault(name, (shard, row))
+
+    def _check(self, names: list[str], embeddings: NDArray[Any], tokens: NDArray[Any]) -> None:
+        n = len(names)
+        if embeddings.ndim != 2 or tokens.ndim != 3 or len(embeddings) != n or len(tokens) != n:
+            raise ValueError(
+                f"{n} images need embeddings ({n}, width) and tokens ({n}, T, width), "
+                f"got {embeddings.shape} and {tokens.shape}"
+            )
+        if not (np.isfinite(embeddings).all() and np.isfinite(tokens).all()):
+            raise ValueError("features must be finite; quarantine the images whose features are not")
+        self._look_for_shards()
+        for shard in list(self._shards.values())[:1]:
+            want = (shard.embeddings.shape[1:], shard.tokens.shape[1:])
+            if (got := (embeddings.shape[1:], tokens.shape[1:])) != want:
+                raise ValueError(f"{self.directory} holds features of shape {want}, got {got}: another backbone?")
+
+
+def _serialise(names: list[str], embeddings: NDArray[np.float32], tokens: NDArray[np.float16]) -> memoryview:
+    columns = {
+        "sha256": pa.array(names, pa.string()),
+        "embedding": _as_lists(embeddings),
+        "tokens": _as_lists(tokens.reshape(len(names), -1)),
+    }
+    schema = pa.schema(
+        [(name, column.type) for name, column in columns.items()], metadata={"token_count": str(tokens.shape[1])}
+    )
+    batch = pa.record_batch(list(columns.values()), schema=schema)
+    sink = pa.BufferOutputStream()
+    with ipc.new_file(sink, schema) as writer:
+        writer.write_batch(batch)
+    return memoryview(sink.getvalue())
+
+
+def _as_lists(values: NDArray[Any]) -> Any:
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+
+
+def _open_shard(path: Path) -> _Shard:
+    try:
+        table = ipc.open_file(pa.memory_map(str(path))).read_all()
+        batch = table.to_batches()[0]
+        n, count = batch.num_rows, int(batch.schema.metadata[b"token_count"])
+        embeddings, tokens = (batch.column(name).flatten().to_numpy() for name in ("embedding", "tokens"))
+        return _Shard(batch.column("sha256").to_pylist(), embeddings.reshape(n, -1), tokens.reshape(n, count, -1))
+    except (pa.ArrowInvalid, KeyError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); delete it and ingest again: features are computed anew from the images"
+        ) from None
