@@ -28,10 +28,11 @@ def load_features(cohort: Cohort, features: FeatureStore) -> Cohort:
     """
     if cohort.images is None or not (seen := cohort.images != "").any():
         return cohort
+    embeddings = features.embeddings(cohort.images[seen])
     if not seen.all():
         log.warning("%d of %d studies have no image and are left out", int((~seen).sum()), len(cohort))
         cohort = cohort.select(seen)
-    return replace(cohort, embeddings=features.embeddings(cohort.images))
+    return replace(cohort, embeddings=embeddings)
 
 
 def compute_features(

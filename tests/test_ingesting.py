@@ -23,7 +23,7 @@ from pydicom.data import get_testdata_file
 from continual.images import UnreadableImage
 from flows.features import load_features
 from flows.ingesting import embed_images, ingest_export
-from flows.progress import _set
+from flows.progress import current_progress
 from flows.sources import SourceError
 from flows.ward import Ward, open_ward
 from monitor.cohorts import Window
@@ -185,8 +185,9 @@ def test_embedding_images_without_an_export_fills_the_same_store(ward: Ward, tmp
 def test_progress_counts_rows_to_the_end(ward: Ward, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     path = save(rows_of(3, image=write_images(tmp_path / "images", 3)), tmp_path / "week.csv")
-    with _set(lambda what, done, total: told.append((what, done, total))):
-        ingest(ward, path)
+    token = current_progress.set(lambda what, done, total: told.append((what, done, total)))
+    ingest(ward, path)
+    current_progress.reset(token)
     assert told == [("Reading week.csv", 3, 3), ("Reading week.csv", 3, 3)]
 
 
