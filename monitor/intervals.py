@@ -31,6 +31,7 @@ class Form(StrEnum):
     WILSON = "wilson"
     LOGIT = "logit"
     LOG = "log"
+    DISTANCE = "distance"
 
 
 class Measured(Protocol):
@@ -58,7 +59,8 @@ class Estimate:
 
     ``studies`` and ``patients`` count those that carry the figure (for a sensitivity: the positives);
     ``informative`` is the number of independent yes/no answers it is worth when it sits at 0 or 1,
-    where a bootstrap sees no spread.
+    where a bootstrap sees no spread. ``distances`` (b,), for a sum of absolute parts, are the summed
+    distances of the resampled parts from the measured ones.
     """
 
     value: float | None
@@ -68,13 +70,16 @@ class Estimate:
     patients: int
     informative: float
     reason: str = ""
+    distances: Floats | None = None
 
     def interval(self, level: float) -> tuple[float | None, float | None]:
         """Bound the figure at a two-sided level, inside [0, 1]; (None, None) with fewer than two patients.
 
         Rates: Wilson's score interval with the effective sample size that the bootstrap standard
         error implies (Franco et al. 2019). Areas: normal on the logit scale (Pepe 2003). Errors:
-        normal on the log scale. All with Student's t at the number of patients minus one.
+        normal on the log scale. All with Student's t at the number of patients minus one. Sums of
+        absolute parts (a calibration error) are biased upwards, so their lower bound comes from the
+        triangle inequality: the truth lies no further off than the parts do together.
         """
         if self.value is None or self.patients < 2:
             return None, None
@@ -88,6 +93,9 @@ class Estimate:
         if self.form is Form.LOGIT:
             center, reach = logit(self.value), quantile * spread / binomial
             return float(expit(center - reach)), float(expit(center + reach))
+        if self.form is Form.DISTANCE and self.distances is not None:
+            farthest = np.quantile(self.distances[np.isfinite(self.distances)], 0.5 + level / 2)
+            return float(max(self.value - farthest, 0.0)), float(min(self.value + quantile * spread, 1.0))
         reach = np.exp(min(quantile * spread / self.value, 700.0))
         return float(self.value / reach), float(min(self.value * reach, 1.0))
 

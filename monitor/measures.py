@@ -67,11 +67,15 @@ class Answers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
-    """One figure: how it is computed from answers and weights (b, n), and how its interval is formed."""
+    """One figure: how it is computed from answers and weights (b, n), and how its interval is formed.
+
+    ``parts`` (b, parts) are given where the figure is the sum of their absolute values.
+    """
 
     compute: Callable[[Answers, Floats], Floats]
     form: Form
     basis: Basis
+    parts: Callable[[Answers, Floats], Floats] | None = None
 
 
 def answers_of(cohort: Cohort, patients: NDArray[np.intp] | None = None) -> tuple[Answers, ...]:
@@ -142,10 +146,15 @@ def calibration_error(scores: Floats, labels: Floats, weights: Floats | None = N
     distance between what was said and what was true in each.
     """
     weights = np.ones((1, len(scores))) if weights is None else weights
+    return np.asarray(np.abs(calibration_offsets(scores, labels, weights)).sum(axis=1))
+
+
+def calibration_offsets(scores: Floats, labels: Floats, weights: Floats) -> Floats:
+    """Measure by how much each bin says too much, as a share of all studies; shape (b, bins)."""
     bins = np.minimum((scores * BINS).astype(np.intp), BINS - 1)
     member = (bins[:, None] == np.arange(BINS)).astype(np.float64)
     off = np.stack([_total(weights, (scores - labels) * column) for column in member.T], axis=1)
-    return _divide(np.abs(off).sum(axis=1), weights.sum(axis=1))
+    return _divide(off, np.broadcast_to(weights.sum(axis=1, keepdims=True), off.shape))
 
 
 MEASURES: dict[str, Measure] = {
@@ -183,8 +192,9 @@ MEASURES: dict[str, Measure] = {
     ),
     "ece": Measure(
         compute=lambda a, w: calibration_error(a.scores, a.labels, w),
-        form=Form.LOG,
+        form=Form.DISTANCE,
         basis=Basis.LABELLED,
+        parts=lambda a, w: calibration_offsets(a.scores, a.labels, w),
     ),
     "selection_rate": Measure(
         compute=lambda a, w: _divide(_total(w, a.said), w.sum(axis=1)),
@@ -206,7 +216,8 @@ def estimate(answers: Answers, names: Sequence[str], counts: Floats) -> dict[str
         replicates = replicate(compute_all(part, wanted), counts, part.patients)
         values = compute_all(part, wanted)(np.ones((1, len(part.scores))))[0]
         for column, name in enumerate(wanted):
-            found[name] = _estimate(name, part, float(values[column]), replicates[:, column])
+            figure = _estimate(name, part, float(values[column]), replicates[:, column])
+            found[name] = replace(figure, distances=_distances(MEASURES[name], part, counts))
     return {name: found[name] for name in names}
 
 
@@ -256,6 +267,15 @@ def _independent(answers: Answers, name: str) -> tuple[int, float]:
     yes, no = (answers.carrying(side).count_patients() for side in (Basis.POSITIVE, Basis.NEGATIVE))
     fewest = min(yes, no)
     return fewest, yes * no / (1 + (yes + no - 2) / 4) if name == "auroc" and fewest else float(yes)
+
+
+def _distances(measure: Measure, answers: Answers, counts: Floats) -> Floats | None:
+    if measure.parts is None or not len(answers.scores):
+        return None
+    parts = measure.parts
+    measured = parts(answers, np.ones((1, len(answers.scores))))
+    resampled = replicate(lambda weights: parts(answers, weights), counts, answers.patients)
+    return np.asarray(np.abs(resampled - measured).sum(axis=1))
 
 
 def _total(weights: Floats, values: Floats) -> Floats:

@@ -11,7 +11,7 @@ from monitor.measures import MEASURES, answers_of, estimate, fast_auroc
 from monitor.policies import DriftPolicy
 from monitor.results import Evaluation, Metric, Source
 
-__all__ = ["auroc", "evaluate", "fast_auroc", "mean_auroc", "report_metric"]
+__all__ = ["auroc", "count_labelled", "evaluate", "fast_auroc", "mean_auroc", "report_metric"]
 
 REPORTED = tuple(name for name in MEASURES if name != "selection_rate")
 
@@ -62,9 +62,14 @@ def evaluate(
         source=Source.REALISED,
         n=len(cohort),
         patients=cohort.patients,
-        n_labelled=int((~np.isnan(cohort.labels)).any(axis=1).sum()),
+        n_labelled=count_labelled(cohort),
         metrics=tuple(metrics),
     )
+
+
+def count_labelled(cohort: Cohort) -> int:
+    """Count the studies with at least one known label."""
+    return int((~np.isnan(cohort.labels)).any(axis=1).sum())
 
 
 def report_metric(name: str, finding: str, figure: Estimate, level: float) -> Metric:
