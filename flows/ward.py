@@ -27,11 +27,10 @@ class StepRefused(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ward:
-    """Settings, records and features of one store directory."""
+    """Settings and records of one store directory, and the way to its features, adapters and versions."""
 
     settings: Settings
     records: Records
-    features: FeatureStore
 
     @property
     def progress(self) -> Progress:
@@ -48,6 +47,12 @@ class Ward:
         """The MLflow registry of this ward."""
         return ModelVersions(self.settings.tracking_uri, self.settings.directory / "mlartifacts")
 
+    def features_of(self, model: str) -> FeatureStore:
+        """The features of a model's images: one store a backbone, preprocessing and number of adapted blocks."""
+        backbone = self.settings.model(model).backbone
+        name = f"{backbone.name}-{backbone.source}-{backbone.image_size}px-{self.settings.adaptation.blocks}blocks"
+        return FeatureStore(self.settings.directory / "features" / name)
+
 
 def open_ward(directory: Path) -> Ward:
     """Open the store directory that holds wardround.toml.
@@ -56,8 +61,7 @@ def open_ward(directory: Path) -> Ward:
         SettingsError: there is no readable settings file.
     """
     settings = read_settings(directory)
-    features = FeatureStore(settings.directory / "features")
-    return Ward(settings=settings, records=open_records(settings.database_url), features=features)
+    return Ward(settings=settings, records=open_records(settings.database_url))
 
 
 def backbone_of(ward: Ward, model: str) -> Backbone:
@@ -121,10 +125,12 @@ def adapter_of(ward: Ward, model: str, adapter_sha256: str) -> Adapter:
 
 
 def rescore(ward: Ward, model: str, cohort: Cohort, version: str) -> Cohort:
-    """Replace scores that another version gave; what the version itself produced is kept."""
-    entry = next(entry for entry in ward.records.champion_history(model) if entry.version == version)
-    if windows_of(ward, model, version) == windows_of(ward, model, "") and entry.kind == "first":
+    """Replace scores that another version gave; where the version itself produced every score they are kept."""
+    windows = windows_of(ward, model, version)
+    own = [ward.records.load_cohort(model, window=window, model_version=version) for window in windows]
+    if set(cohort.study_uid) <= set(np.concatenate([part.study_uid for part in own])):
         return cohort
+    entry = next(entry for entry in ward.records.champion_history(model) if entry.version == version)
     return score_with(ward, model, cohort, entry.adapter_sha256)
 
 
@@ -133,4 +139,4 @@ def score_with(ward: Ward, model: str, cohort: Cohort, adapter_sha256: str) -> C
     if cohort.images is None or not len(cohort):
         raise StepRefused("these studies have no images, so no adapter can score them; ingest them with an image column")
     adapter = adapter_of(ward, model, adapter_sha256)
-    return replace(cohort, scores=score(adapter, ward.features.tokens(cohort.images)))
+    return replace(cohort, scores=score(adapter, ward.features_of(model).tokens(cohort.images)))
