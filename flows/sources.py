@@ -170,12 +170,12 @@ def find_image(reference: str, roots: Sequence[Path]) -> Path:
         found = next((path for path in allowed if path.is_file()), None)
     except (OSError, RuntimeError):  # a name too long, a folder that may not be entered, links in a circle
         raise RowRefused(Reason.IMAGE_MISSING, f"image {reference[:100]!r} cannot be reached") from None
-    if not allowed:
+    if found is not None:
+        return found
+    if paths[0] not in allowed:
         folders = " or ".join(str(home) for home in homes)
         raise RowRefused(Reason.PATH_OUTSIDE, f"image {reference!r} leads outside {folders}")
-    if found is None:
-        raise RowRefused(Reason.IMAGE_MISSING, f"image {reference!r} does not exist")
-    return found
+    raise RowRefused(Reason.IMAGE_MISSING, f"image {reference!r} does not exist")
 
 
 def _reach_every_row(path: Path) -> tuple[tuple[str, ...], int]:

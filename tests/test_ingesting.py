@@ -46,7 +46,7 @@ numeric_attributes = ["age"]
 [models.m.backbone]
 name = "vit_tiny_patch16_224"
 source = "random"
-image_size = 32
+image_size = 28
 """
 
 
@@ -309,6 +309,21 @@ def test_all_bad_rows_together_are_all_counted(ward: Ward, hospital: Path) -> No
     assert [found[line] for line in sorted(found)] == [reason for _, _, reason in BAD_ROWS.values()]
 
 
+def test_every_dicom_file_that_pydicom_ships_is_embedded_or_quarantined(ward: Ward, tmp_path: Path) -> None:
+    files = sorted(Path(str(get_testdata_file("CT_small.dcm"))).parent.glob("*.dcm"))
+    assert len(files) > 50
+    (tmp_path / "dicom").symlink_to(files[0].parent, target_is_directory=True)
+    outside = save(rows_of(1, image=[f"dicom/{files[0].name}"]), tmp_path / "outside.csv")
+    assert counts(ingest(ward, outside)) == (0, 0, 0, 1)
+    folder = shutil.copytree(files[0].parent, tmp_path / "copies", ignore=shutil.ignore_patterns("*.py"))
+    path = save(rows_of(len(files), image=[file.name for file in files]), folder / "week.csv")
+    summary = ingest(ward, path)
+    assert summary.received == len(files)
+    assert summary.accepted > 20
+    assert {row.reason for row in ward.records.quarantined("m")} == {"path_outside", "image_unreadable"}
+    assert all(row.detail for row in ward.records.quarantined("m"))
+
+
 def test_a_file_that_cannot_be_read_leaves_no_trace(ward: Ward, tmp_path: Path) -> None:
     good = save(rows_of(2), tmp_path / "good.csv")
     (tmp_path / "broken.csv").write_text(good.read_text() + '"s9,p9\n')
@@ -410,9 +425,9 @@ def test_an_ingest_killed_at_any_moment_continues_to_exactly_the_same_rows(tmp_p
     wanted = dump(undisturbed.settings.directory)
 
     moments, kills = random.Random(7), 0
-    for said in (1, 1, 2, 3, 5, 7, 9, 11):
+    for said in (1, 2, 3, 5, 8, 11):
         kills += kill_after(start_ingest(killed.settings.directory, export), said, moments.uniform(0, 0.08))
-    assert kills >= 5
+    assert kills >= 4
     with sqlite3.connect(killed.settings.directory / "wardround.db") as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     connection.close()
@@ -431,3 +446,15 @@ def test_an_ingest_killed_at_any_moment_continues_to_exactly_the_same_rows(tmp_p
     cohort = load_features(killed.records.load_cohort("m"), killed.features_of("m"))
     expected = load_features(undisturbed.records.load_cohort("m"), undisturbed.features_of("m"))
     np.testing.assert_allclose(cohort.embeddings, expected.embeddings, atol=1e-5)
+
+
+@pytest.mark.fault
+def test_two_processes_that_take_in_the_same_export_at_once_share_the_work(tmp_path: Path) -> None:
+    export = save(rows_of(60, image=write_images(tmp_path / "images", 60)), tmp_path / "week.csv")
+    ward = ward_in(tmp_path / "ward")
+    both = [start_ingest(ward.settings.directory, export) for _ in range(2)]
+    assert [process.communicate(timeout=120)[0].splitlines()[-1] for process in both] == ["finished"] * 2
+    (summary,) = ward.records.batches("m")
+    assert counts(summary) == (60, 0, 0, 0)
+    assert len(ward.records.load_cohort("m")) == 60
+    assert ward.records.verify_events().ok

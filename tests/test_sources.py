@@ -233,9 +233,10 @@ def test_no_path_leads_out_of_the_roots(tmp_path: Path, reference: str) -> None:
     (tmp_path / "secret").write_text("x")
     (root / "link").symlink_to(tmp_path / "secret")
     (root / "folder").symlink_to(tmp_path, target_is_directory=True)
-    with pytest.raises(RowRefused) as caught:
-        find_image(reference, (root,))
-    assert caught.value.reason is Reason.PATH_OUTSIDE
+    for roots in ((root,), (root, tmp_path / "ward")):
+        with pytest.raises(RowRefused) as caught:
+            find_image(reference, roots)
+        assert caught.value.reason is Reason.PATH_OUTSIDE
 
 
 @pytest.mark.parametrize("reference", ["none.png", "pipe", "sub", "circle", "n" * 300, "."])
