@@ -1,0 +1,241 @@
+"""Harm against hand arithmetic, scikit-learn's logistic regression and simulation with a known loss."""
+
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+from scipy.special import expit, logit
+from scipy.stats import binom
+from sklearn.linear_model import LogisticRegression
+
+from monitor.cohorts import Cohort, Window
+from monitor.harm import HARM_MEASURES, apply_calibration, estimate_performance, fit_calibration, measure_harm
+from monitor.performance import auroc, evaluate
+from monitor.policies import DriftPolicy
+from monitor.results import Harm, Source
+from monitor.tasks import Task
+
+WEEK = Window(start=datetime(2026, 1, 5, tzinfo=UTC), end=datetime(2026, 1, 12, tzinfo=UTC))
+POLICY = DriftPolicy(resamples=200)
+
+
+def make_cohort(scores, labels, *, task=Task.BINARY, classes=("healthy", "tumour"), patients=None, first=0) -> Cohort:
+    scores, labels = np.asarray(scores, dtype=float), np.asarray(labels, dtype=float)
+    n = len(scores)
+    names = [f"p{first + i}" for i in range(n)] if patients is None else patients
+    return Cohort(
+        task=task,
+        classes=classes,
+        study_uid=np.array([f"s{first + i}" for i in range(n)], dtype=np.str_),
+        patient_key=np.array(names, dtype=np.str_),
+        times=np.full(n, np.datetime64("2026-01-05", "us")),
+        scores=scores if scores.ndim == 2 else scores[:, None],
+        labels=labels if labels.ndim == 2 else labels[:, None],
+    )
+
+
+def sample(rng, patients, *, center=-0.5, spread=1.6, images=1, first=0, labelled=True) -> Cohort:
+    """Draw patients whose score is their true chance of a finding: a calibrated model by construction."""
+    owner = np.repeat(np.arange(patients), images)
+    evidence = rng.normal(center, spread, patients)[owner] + rng.normal(0, 0.5, len(owner))
+    labels = (rng.random(len(owner)) < expit(evidence)).astype(float)
+    keys = [f"p{first + i}" for i in owner]
+    return make_cohort(expit(evidence), labels if labelled else np.full(len(owner), np.nan), patients=keys, first=first)
+
+
+def measure(reference: Cohort, current: Cohort, seed: int = 0, policy: DriftPolicy = POLICY) -> dict:
+    harms = measure_harm(reference, current, window=WEEK, policy=policy, generator=np.random.default_rng(seed))
+    return {(harm.source, harm.metric, harm.finding): harm for harm in harms}
+
+
+def one(harms: dict, source: Source, metric: str = "auroc", finding: str = "tumour") -> Harm:
+    return harms[source, metric, finding]
+
+
+def test_realised_loss_is_reference_minus_current():
+    rng = np.random.default_rng(0)
+    reference, current = sample(rng, 200), sample(rng, 60, first=1000)
+    harms = measure(reference, current)
+    assert [harm.source for harm in harms.values()] == [Source.REALISED] * 4 + [Source.ESTIMATED] * 4
+    before = evaluate(reference, name="", model_version="", policy=POLICY, generator=rng)
+    now = evaluate(current, name="", model_version="", policy=POLICY, generator=rng)
+    for name in HARM_MEASURES:
+        harm = one(harms, Source.REALISED, name)
+        assert (harm.reference, harm.current) == (before.metric(name).value, now.metric(name).value)
+        assert harm.loss == harm.reference - harm.current
+        assert harm.low < harm.loss < harm.high
+        assert harm.n == now.metric(name).n
+        assert harm.window == WEEK
+    assert one(harms, Source.ESTIMATED).n == 60
+
+
+def test_without_labels_the_estimate_remains():
+    rng = np.random.default_rng(1)
+    harms = measure(sample(rng, 200), sample(rng, 60, first=1000, labelled=False))
+    realised, estimated = one(harms, Source.REALISED), one(harms, Source.ESTIMATED)
+    assert (realised.current, realised.loss, realised.low) == (None, None, None)
+    assert realised.reason == "window: no labelled study"
+    assert realised.reference is not None
+    assert estimated.low <= estimated.loss <= estimated.high
+    assert "if scores still mean what they meant there" in estimated.reason
+
+
+def test_labels_of_the_window_do_not_touch_the_estimate():
+    rng = np.random.default_rng(2)
+    reference, current = sample(rng, 150), sample(rng, 50, first=1000)
+    blind = make_cohort(current.scores, np.full((50, 1), np.nan), first=1000)
+    for name in HARM_MEASURES:
+        assert one(measure(reference, current), Source.ESTIMATED, name) == one(
+            measure(reference, blind), Source.ESTIMATED, name
+        )
+
+
+def test_single_class_and_too_few_have_reasons():
+    rng = np.random.default_rng(3)
+    reference = sample(rng, 100)
+    healthy = measure(reference, make_cohort(np.full(30, 0.2), np.zeros(30), first=1000))
+    assert one(healthy, Source.REALISED).reason == "window: single class: no labelled study has tumour"
+    assert one(healthy, Source.REALISED).loss is None
+    assert one(healthy, Source.REALISED, "specificity").current == 1
+    few = measure(reference, sample(rng, 6, first=1000))
+    assert one(few, Source.REALISED, "accuracy").reason == "window: 6 labelled patients, 20 are needed"
+    assert one(few, Source.ESTIMATED).reason == "window: 6 patients, 20 are needed"
+    assert one(few, Source.ESTIMATED).loss is None
+    unlabelled = measure(sample(rng, 100, labelled=False), sample(rng, 40, first=1000))
+    assert one(unlabelled, Source.REALISED).reason == "reference: no labelled study"
+    assert one(unlabelled, Source.ESTIMATED).loss is None
+    nobody = measure(reference, reference.select(np.zeros(100, dtype=bool)))
+    assert {harm.loss for harm in nobody.values()} == {None}
+
+
+def test_a_reference_that_cannot_calibrate_says_so():
+    reference = make_cohort(np.linspace(0, 1, 40), [1.0] * 3 + [0.0] * 37)
+    harm = one(measure(reference, make_cohort(np.linspace(0, 1, 40), np.zeros(40), first=1000)), Source.ESTIMATED)
+    assert harm.current is None
+    assert "3 labelled positive patients in the reference, 5 are needed" in harm.reason
+
+
+def test_the_estimate_is_none_where_nothing_changed():
+    rng = np.random.default_rng(4)
+    reference = sample(rng, 120)
+    harms = measure(reference, reference)
+    for name in HARM_MEASURES:
+        assert one(harms, Source.REALISED, name).loss == 0
+        assert one(harms, Source.ESTIMATED, name).loss == pytest.approx(0, abs=1e-12)
+        assert one(harms, Source.ESTIMATED, name).current == pytest.approx(one(harms, Source.REALISED, name).reference)
+
+
+def test_patients_seen_on_both_sides_are_resampled_together():
+    rng = np.random.default_rng(5)
+    reference = sample(rng, 120)
+    strangers = make_cohort(reference.scores, reference.labels, first=1000)
+    same, other = (one(measure(reference, side), Source.REALISED) for side in (reference, strangers))
+    assert same.high - same.low < 0.3 * (other.high - other.low)
+
+
+def test_perfect_on_both_sides_is_not_certainty():
+    scores, labels = [0.9] * 20 + [0.1] * 20, [1] * 20 + [0] * 20
+    harm = one(measure(make_cohort(scores, labels), make_cohort(scores, labels, first=1000)), Source.REALISED)
+    assert harm.loss == 0
+    assert harm.low < -0.03
+    assert harm.high > 0.03
+    assert harm.reason == "no sure change from the reference"
+
+
+def test_every_finding_of_a_multi_label_model_is_judged_by_its_own_labels():
+    rng = np.random.default_rng(6)
+    sides = []
+    for first in (0, 1000):
+        scores = rng.random((150, 2))
+        labels = (rng.random((150, 2)) < scores).astype(float)
+        labels[: 150 if first else 0, 1] = np.nan
+        sides.append(make_cohort(scores, labels, task=Task.MULTI_LABEL, classes=("effusion", "mass"), first=first))
+    harms = measure(*sides)
+    assert one(harms, Source.REALISED, "auroc", "effusion").current == auroc(
+        sides[1].scores[:, 0], sides[1].labels[:, 0]
+    )
+    assert one(harms, Source.REALISED, "auroc", "mass").reason == "window: no labelled study"
+    assert one(harms, Source.ESTIMATED, "auroc", "mass").loss is not None
+
+
+def test_platt_scaling_matches_scikit_learn_on_platts_targets():
+    rng = np.random.default_rng(7)
+    scores = rng.random(80)
+    labels = (rng.random(80) < scores**2).astype(float)
+    weights = np.stack([np.ones(80), rng.integers(0, 4, 80)]).astype(float)
+    fitted = fit_calibration(scores, labels, weights)
+    for row, (intercept, slope) in zip(weights, fitted, strict=True):
+        yes, no = row @ labels, row @ (1 - labels)
+        target = np.where(labels == 1, (yes + 1) / (yes + 2), 1 / (no + 2))
+        peer = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000)
+        x = logit(np.concatenate([scores, scores]))[:, None]
+        peer.fit(x, np.repeat([1, 0], 80), sample_weight=np.concatenate([row * target, row * (1 - target)]))
+        assert (intercept, slope) == pytest.approx((peer.intercept_[0], peer.coef_[0, 0]), abs=1e-5)
+    two_steps = fit_calibration(scores, labels, weights[1:], fitted[0])
+    assert two_steps[0] == pytest.approx(fitted[1], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels"),
+    [
+        (np.r_[np.zeros(30), np.ones(30)], np.r_[np.zeros(30), np.ones(30)]),
+        (np.r_[np.zeros(30), np.ones(30)], np.r_[np.ones(30), np.zeros(30)]),
+        (np.full(60, 0.7), np.r_[np.ones(20), np.zeros(40)]),
+        (np.r_[np.full(59, 1e-9), 1], np.r_[np.ones(30), np.zeros(30)]),
+    ],
+    ids=["separated", "reversed", "constant", "outlier"],
+)
+def test_calibration_stays_finite_and_keeps_the_prevalence(scores, labels):
+    fitted = fit_calibration(scores, labels, np.ones((1, 60)))
+    chance = apply_calibration(fitted, scores)[0]
+    yes = labels.sum()
+    target = np.where(labels == 1, (yes + 1) / (yes + 2), 1 / (60 - yes + 2))
+    assert np.isfinite(chance).all()
+    assert chance.mean() == pytest.approx(target.mean(), abs=1e-6)
+
+
+def test_estimated_performance_is_an_evaluation_without_labels():
+    rng = np.random.default_rng(8)
+    reference, current = sample(rng, 300), sample(rng, 200, first=1000, labelled=False)
+    found = estimate_performance(
+        current, reference=reference, name="week", model_version="2", policy=POLICY, generator=rng
+    )
+    assert (found.source, found.n, found.n_labelled, found.cohort) == (Source.ESTIMATED, 200, 0, "week")
+    assert [metric.name for metric in found.metrics] == list(HARM_MEASURES)
+    for metric in found.metrics:
+        assert 0 <= metric.low <= metric.value <= metric.high <= 1
+
+
+def test_both_kinds_of_harm_cover_the_true_loss_of_a_harder_case_mix():
+    rng, runs = np.random.default_rng(9), 120
+    before, now = (sample(rng, 200_000, center=-0.5, spread=spread) for spread in (1.6, 0.8))
+    quick = DriftPolicy(resamples=100)
+    truth = {name: _exactly(before, name) - _exactly(now, name) for name in HARM_MEASURES}
+    assert truth["auroc"] > 0.08
+    covered = {(source, name): 0 for source in Source for name in HARM_MEASURES}
+    for seed in range(runs):
+        current = sample(rng, 40, spread=0.8, images=2, first=1000)
+        for (source, name, _), harm in measure(sample(rng, 150), current, seed, quick).items():
+            covered[source, name] += harm.low <= truth[name] <= harm.high
+    assert min(covered.values()) >= binom.ppf(1e-4, runs, 0.93), covered
+
+
+def test_concept_drift_shows_in_the_labels_alone():
+    rng = np.random.default_rng(10)
+    reference, current = sample(rng, 300), sample(rng, 200, first=1000)
+    blind = make_cohort(rng.permutation(current.scores), current.labels, first=1000)
+    harms = measure(reference, blind)
+    assert one(harms, Source.REALISED).reason == "worse than in the reference"
+    assert one(harms, Source.REALISED).low > 0.1
+    assert abs(one(harms, Source.ESTIMATED).loss) < 0.05
+
+
+def _exactly(cohort: Cohort, name: str) -> float:
+    scores, labels = cohort.scores[:, 0], cohort.labels[:, 0]
+    said = scores >= 0.5
+    return {
+        "auroc": auroc(scores, labels),
+        "sensitivity": said[labels == 1].mean(),
+        "specificity": 1 - said[labels == 0].mean(),
+        "accuracy": (said == labels).mean(),
+    }[name]
