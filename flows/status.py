@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from flows.ward import Ward
 from monitor.cohorts import Window
 from monitor.results import Source, Verdict, WindowReport
+from registry.agenda import next_step
 
 
 def status_of(ward: Ward) -> dict[str, Any]:
@@ -38,31 +39,9 @@ def _status_of_model(ward: Ward, model: str) -> dict[str, Any]:
             "signatures": signatures,
             "batches": records.batches(model),
             "quarantined": len(records.quarantined(model)),
-            "next": next_step(ward, model),
+            "next": next_step(records, model),
         }
     )
-
-
-def next_step(ward: Ward, model: str) -> str:
-    """Say in one sentence who must act now."""
-    records = ward.records
-    champion = records.champion(model)
-    if champion is None:
-        return "Install the live adapter as first champion: wardround promote --first FILE --by NAME"
-    live = [d for d in records.decisions(model) if d.champion_version == champion.version and d.promote]
-    for decision in live:
-        signed = records.signatures(decision.decision_id)
-        if any(signature.approved for signature in signed):
-            return f"{decision.decision_id} is approved: wardround promote {decision.decision_id} --by NAME"
-    if live:
-        names = ", ".join(d.decision_id for d in live)
-        return f"A person who did not propose it must sign or refuse: {names}"
-    reports = records.reports(model)
-    if not reports:
-        return "No window has been watched yet: wardround watch"
-    if reports[-1].verdict is Verdict.DRIFT:
-        return "The last window drifted; `wardround plan` says what the evidence asks for."
-    return "Nobody needs to act."
 
 
 def headline(report: WindowReport) -> dict[str, Any]:
