@@ -184,12 +184,18 @@ class Cohort:
 
     def binary_labels(self) -> NDArray[np.float64]:
         """Turn labels into one yes/no column a finding, NaN where unknown; shape of ``scores``."""
-        if TASKS[self.task].label_per_finding:
-            return self.labels
-        positives = np.arange(len(self.classes))[-self.scores.shape[1] :]
-        answers: NDArray[np.float64] = np.asarray(self.labels == positives, dtype=np.float64)
-        answers[np.isnan(self.labels[:, 0])] = np.nan
-        return answers
+        return binary_labels(self.task, self.classes, self.labels)
+
+
+def binary_labels(task: Task, classes: tuple[str, ...], labels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Turn labels (n, label columns) into one yes/no column a score column, NaN where unknown."""
+    shape = TASKS[task]
+    if shape.label_per_finding:
+        return labels
+    positives = np.arange(len(classes))[-shape.score_columns(classes) :]
+    answers: NDArray[np.float64] = np.asarray(labels == positives, dtype=np.float64)
+    answers[np.isnan(labels[:, 0])] = np.nan
+    return answers
 
 
 def concatenate(cohorts: Sequence[Cohort]) -> Cohort:
