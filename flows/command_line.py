@@ -62,7 +62,8 @@ def demo(
     ),
     fast: Annotated[bool, typer.Option("--fast", help="A shorter story: five weeks instead of ten.")] = False,
     prefect: Annotated[
-        bool, typer.Option("--prefect/--no-prefect", help="Run rounds as Prefect flow runs, or call the same functions.")
+        bool,
+        typer.Option("--prefect/--no-prefect", help="Run rounds as Prefect flow runs, or call the same functions."),
     ] = True,
     as_json: AsJson = False,
 ) -> None:
@@ -174,7 +175,9 @@ def plan(by: Who, model: Model = "", directory: Directory = Path(), as_json: AsJ
 @application.command(rich_help_panel=TREAT)
 def adapt(
     plan_id: Annotated[str, typer.Argument(help="The plan, as `wardround plan` named it.")],
-    strategy: Annotated[list[str] | None, typer.Option(help="naive, replay or ewc; default: all the plan names.")] = None,
+    strategy: Annotated[
+        list[str] | None, typer.Option(help="naive, replay or ewc; default: all the plan names.")
+    ] = None,
     directory: Directory = Path(),
     as_json: AsJson = False,
 ) -> None:

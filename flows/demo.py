@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from registry.approvals import approve, hash_password
 from rich.console import Console
 from rich.text import Text
 
@@ -33,7 +34,6 @@ from flows.status import status_of
 from flows.treating import choose
 from flows.ward import Ward, adapter_of, backbone_of, open_ward
 from monitor.results import Source, Verdict, WindowReport
-from registry.approvals import approve, hash_password
 from registry.decisions import GateDecision
 from registry.held_out import PatientRole, roles_of
 from registry.settings import FILE_NAME
@@ -62,6 +62,9 @@ image_size = 112
 learning = 0.4
 held_out = 0.3
 reference = 0.3
+
+[gate]
+subgroup_attributes = ["native_px"]   # colour_mode and aspect have too few patients on one side to be judged
 """
 
 
@@ -89,7 +92,15 @@ def keep_inside(directory: Path) -> None:
     """Point every library that writes to a home folder into the demo's folder."""
     home = (directory / "tool-state").resolve()
     home.mkdir(parents=True, exist_ok=True)
-    for name in ("PREFECT_HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TORCH_HOME", "HF_HOME", "WANDB_DIR"):
+    for name in (
+        "PREFECT_HOME",
+        "MPLCONFIGDIR",
+        "XDG_CACHE_HOME",
+        "XDG_CONFIG_HOME",
+        "TORCH_HOME",
+        "HF_HOME",
+        "WANDB_DIR",
+    ):
         os.environ[name] = str(home / name.lower())
     os.environ["WARDROUND_LOG"] = str((directory / "wardround-error.log").resolve())
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
@@ -129,9 +140,7 @@ def _open(directory: Path, story: Story) -> Ward:
 def _arrange(ward: Ward, story: Story, progress: Progress) -> Hospital:
     folder = ward.settings.directory / "hospital"
     slices = demo_data.tell_story(demo_data.describe_images(progress), story)
-    return Hospital(
-        story=story, slices=demo_data.copy_images(slices, folder / "images"), exports=folder / "exports"
-    )
+    return Hospital(story=story, slices=demo_data.copy_images(slices, folder / "images"), exports=folder / "exports")
 
 
 def _bring_champion(ward: Ward, hospital: Hospital, progress: Progress) -> None:
@@ -250,9 +259,7 @@ def _gate_line(decision: GateDecision, runs: Sequence[AdaptationRun]) -> Text:
     )
 
 
-def _summarise(
-    ward: Ward, hospital: Hospital, screen: Console, *, seconds: float, prefect: bool
-) -> dict[str, Any]:
+def _summarise(ward: Ward, hospital: Hospital, screen: Console, *, seconds: float, prefect: bool) -> dict[str, Any]:
     status = status_of(ward)
     chain = ward.records.verify_events()
     screen.print()

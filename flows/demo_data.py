@@ -83,7 +83,9 @@ def describe_images(progress: Progress) -> pd.DataFrame:
     for i, path in enumerate(paths):
         with Image.open(path, formats=("JPEG", "PNG")) as image:
             rows.append(_describe(path, image))
-            thumbnails[i] = np.asarray(image.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)).ravel()
+            thumbnails[i] = np.asarray(
+                image.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
+            ).ravel()
         if i % 100 == 99:
             progress("Reading the slices", i + 1, len(paths))
     frame = pd.DataFrame(rows)

@@ -1,9 +1,10 @@
 """The failures whose message is for the user: each names what is wrong and the cure."""
 
+from registry.approvals import SignatureRefused
+
 from continual.images import UnreadableImage
 from flows.demo_data import DemoDataMissing
 from flows.sources import SourceError
-from registry.approvals import SignatureRefused
 from registry.settings import SettingsError
 
 __all__ = ["KNOWN"]

@@ -8,7 +8,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichProgress
 
 Progress = Callable[[str, int, int], None]
@@ -67,7 +74,7 @@ def _tell_lines(console: Console) -> Progress:
 
     def tell(what: str, done: int, total: int) -> None:
         nonlocal last
-        name = what.split(":")[0]
+        name = what.split(":", maxsplit=1)[0]
         if name == last[0] and time.monotonic() - last[1] < 10:
             return
         last = (name, time.monotonic())

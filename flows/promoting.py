@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from datetime import datetime
 from pathlib import Path
 
-from flows.ward import StepRefused, Ward, backbone_of
-from continual.adapters import content_sha256, load_adapter
+from flows.ward import Ward
 from registry.entries import ChampionRecord
-from registry.promotion import install, promote, rollback
 
 
 def install_first(ward: Ward, model: str, adapter: Path, *, actor: str, at: datetime) -> ChampionRecord:

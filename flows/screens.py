@@ -81,7 +81,9 @@ def show_runs(screen: Console, runs: Sequence[AdaptationRun]) -> None:
 def runs_table(runs: Sequence[dict[str, Any]]) -> Table:
     """Draw runs as rows: AUROC on each experience after learning, forgetting, transfer."""
     names = list(runs[0]["experiences"]) if runs else []
-    table = Table("run", "state", *(f"AUROC {name}" for name in names), "forgetting", "backward transfer", title="Adaptation")
+    table = Table(
+        "run", "state", *(f"AUROC {name}" for name in names), "forgetting", "backward transfer", title="Adaptation"
+    )
     for run in runs:
         last = run["matrix"][-1] if run["matrix"] else [None] * len(names)
         cells = [*map(number, last), number(run["forgetting"], "+.3f"), number(run["backward_transfer"], "+.3f")]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
 
 import numpy as np
+from numpy.typing import NDArray
 
 from continual.adapting import Experience, adapt
 from continual.planning import plan_adaptation
@@ -13,8 +15,9 @@ from continual.plans import AdaptationPlan, AdaptationRun, RunState, Treatment
 from flows.ward import StepRefused, Ward, adapter_of, load_role, score_with, version_at, windows_of
 from monitor.cohorts import Cohort, Window
 from registry.decisions import GateDecision
+from registry.entries import ChampionRecord
 from registry.gate import HeldOutScores, decide
-from registry.held_out import HeldOutCohort, PatientRole, lock_cohort, verify_lock
+from registry.held_out import HeldOutCohort, PatientRole, check_disjoint, lock_cohort, verify_lock
 
 
 def propose(ward: Ward, model: str, *, by: str, at: datetime) -> AdaptationPlan | None:
@@ -69,13 +72,10 @@ def judge(ward: Ward, run: AdaptationRun, *, at: datetime) -> GateDecision:
     plan, champion = ward.records.plan(run.plan_id), ward.records.champion(run.model)
     if champion is None or champion.version != plan.champion_version:
         raise StepRefused(f"{run.run_id} was trained from version {plan.champion_version}, which is not live any more")
-    cohorts = [
-        _look(ward, run, windows, kind="old" if i < len(stages_of(ward, plan)) - 1 else "new", at=at)
-        for i, windows in enumerate(stages_of(ward, plan))
-    ]
-    decision = decide(
-        cohorts, run=run, champion_version=champion.version, policy=ward.settings.gate
-    )
+    stages = stages_of(ward, plan)
+    kinds = ["old"] * (len(stages) - 1) + ["new"]
+    cohorts = [_look(ward, run, champion, stage, at) for stage in zip(stages, kinds, strict=True)]
+    decision = decide(cohorts, run=run, champion_version=champion.version, policy=ward.settings.gate)
     ward.records.save_decision(decision, at)
     return decision
 
@@ -123,13 +123,35 @@ def _labelled_with_images(ward: Ward, model: str, windows: Sequence[Window], rol
     return cohort.select(cohort.labelled & (cohort.images != ""))
 
 
-def _look(ward: Ward, run: AdaptationRun, windows: Sequence[Window], *, kind: str, at: datetime) -> HeldOutScores:
+def _subgroups(cohort: Cohort, attributes: tuple[str, ...]) -> dict[str, NDArray[np.str_]]:
+    """Give the columns whose gaps the gate judges; a numeric attribute is cut at its median."""
+    columns: dict[str, NDArray[np.str_]] = {}
+    for name in attributes or tuple(cohort.attributes):
+        if name not in cohort.attributes:
+            continue
+        column = cohort.attributes[name]
+        if column.dtype.kind == "f":
+            cut = float(np.nanmedian(column)) if np.isfinite(column).any() else 0.0
+            column = np.where(np.isnan(column), "missing", np.where(column <= cut, f"≤ {cut:g}", f"> {cut:g}"))
+        columns[name] = column.astype(np.str_)
+    return columns
+
+
+def _look(
+    ward: Ward, run: AdaptationRun, champion: ChampionRecord, stage: tuple[tuple[Window, ...], str], at: datetime
+) -> HeldOutScores:
+    windows, kind = stage
     cohort = _labelled_with_images(ward, run.model, windows, PatientRole.HELD_OUT)
     lock = _lock(ward, run.model, cohort, name_of(windows), kind, at)
+    locked_studies = {json.loads(line)[0] for line in lock.manifest}
+    cohort = cohort.select(np.isin(cohort.study_uid, list(locked_studies)))  # later arrivals are not part of the lock
     verify_lock(lock, cohort)
+    learned = [
+        load_role(ward, run.model, part, PatientRole.LEARNING)
+        for part in stages_of(ward, ward.records.plan(run.plan_id))
+    ]
+    check_disjoint(cohort.patient_key, np.concatenate([part.patient_key for part in learned]))
     ward.records.look_at_held_out(run.model, lock.name, lock.digest, run.run_id, at)
-    champion = ward.records.champion(run.model)
-    assert champion is not None
     return HeldOutScores(
         name=lock.name,
         kind=kind,
@@ -138,7 +160,9 @@ def _look(ward: Ward, run: AdaptationRun, windows: Sequence[Window], *, kind: st
         champion=score_with(ward, run.model, cohort, champion.adapter_sha256).scores,
         challenger=score_with(ward, run.model, cohort, run.adapter_sha256).scores,
         patients=cohort.patient_key,
-        subgroups={},
+        subgroups=_subgroups(cohort, ward.settings.gate.subgroup_attributes),
+        findings=cohort.findings,
+        task=cohort.task,
     )
 
 

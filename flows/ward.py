@@ -9,17 +9,18 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from registry.model_versions import ModelVersions
 
 from continual.adapters import Adapter, load_adapter, score
-from continual.backbones import Backbone, load_backbone
+from continual.backbones import Backbone, feature_key, load_backbone
 from continual.feature_store import FeatureStore
 from flows.features import load_features
 from flows.progress import Progress, current_progress
 from monitor.cohorts import Cohort, Window, concatenate
 from registry.held_out import PatientRole, roles_of
-from registry.model_versions import ModelVersions
 from registry.records import Records, open_records
 from registry.settings import BackboneSettings, Settings, SettingsError, read_settings
+
 
 class StepRefused(RuntimeError):
     """A step cannot be done now; the message says why and what to do."""
@@ -50,8 +51,14 @@ class Ward:
     def features_of(self, model: str) -> FeatureStore:
         """The features of a model's images: one store a backbone, preprocessing and number of adapted blocks."""
         backbone = self.settings.model(model).backbone
-        name = f"{backbone.name}-{backbone.source}-{backbone.image_size}px-{self.settings.adaptation.blocks}blocks"
-        return FeatureStore(self.settings.directory / "features" / name)
+        key = feature_key(
+            backbone.name,
+            source=backbone.source,
+            path=backbone.path,
+            image_size=backbone.image_size,
+            blocks=self.settings.adaptation.blocks,
+        )
+        return FeatureStore(self.settings.directory / "features" / key)
 
 
 def open_ward(directory: Path) -> Ward:
@@ -66,12 +73,14 @@ def open_ward(directory: Path) -> Ward:
 
 def backbone_of(ward: Ward, model: str) -> Backbone:
     """Load a model's frozen backbone, once a process."""
-    return _load_backbone(ward.settings.model(model).backbone)
+    return _load_backbone(ward.settings.model(model).backbone, ward.settings.adaptation.blocks)
 
 
 @lru_cache(maxsize=2)
-def _load_backbone(backbone: BackboneSettings) -> Backbone:
-    return load_backbone(backbone.name, source=backbone.source, path=backbone.path, image_size=backbone.image_size)
+def _load_backbone(backbone: BackboneSettings, blocks: int) -> Backbone:
+    return load_backbone(
+        backbone.name, source=backbone.source, path=backbone.path, image_size=backbone.image_size, blocks=blocks
+    )
 
 
 def version_at(ward: Ward, model: str, moment: datetime) -> str:
@@ -137,6 +146,8 @@ def rescore(ward: Ward, model: str, cohort: Cohort, version: str) -> Cohort:
 def score_with(ward: Ward, model: str, cohort: Cohort, adapter_sha256: str) -> Cohort:
     """Score a cohort's cached tokens with an adapter."""
     if cohort.images is None or not len(cohort):
-        raise StepRefused("these studies have no images, so no adapter can score them; ingest them with an image column")
+        raise StepRefused(
+            "these studies have no images, so no adapter can score them; ingest them with an image column"
+        )
     adapter = adapter_of(ward, model, adapter_sha256)
     return replace(cohort, scores=score(adapter, ward.features_of(model).tokens(cohort.images)))
