@@ -59,7 +59,7 @@ def approve(records: Records, decision_id: str, *, user: str, password: str, mea
     person = _identify(records, decision, user, password, at)
     if not decision.promote:
         failed = sum(not check.passed for check in decision.checks)
-        raise SignatureRefused(f"the gate refused {decision_id} ({failed} checks failed); it cannot be approved")
+        raise SignatureRefused(f"the gate refused {decision_id} (failed checks: {failed}); it cannot be approved")
     check_fresh(records, decision)
     return _sign(records, decision, person, approved=True, meaning=meaning, at=at)
 

@@ -23,14 +23,16 @@ ALIAS = "champion"
 SHA256 = "wardround.adapter_sha256"
 FOLDER = "adapter"
 LIMITS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "6",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_ALLOW_MODEL_CODE_EXECUTION": "false",
     "MLFLOW_CONFIGURE_LOGGING": "false",
 }
-"""Set before MLflow is imported: with its own retries a dead server blocks a promotion for minutes."""
+"""Set before MLflow is imported: with its own retries a dead server blocks a promotion for minutes.
+
+One retry of six seconds: a person who signs waits at most about a quarter of a minute."""
 
 
 class VersionsUnavailable(RuntimeError):
@@ -80,7 +82,7 @@ class ModelVersions:
         Raises:
             VersionsUnavailable: MLflow cannot be reached or refuses.
         """
-        with self._client() as client:
+        with self._client(release.model) as client:
             found = _find(client, release.model, release.adapter_sha256)
             return found or _create(client, release, self.artifact_root)
 
@@ -90,7 +92,7 @@ class ModelVersions:
         Raises:
             VersionsUnavailable: MLflow cannot be reached.
         """
-        with self._client() as client:
+        with self._client(model) as client:
             return _find(client, model, adapter_sha256)
 
     def set_champion(self, model: str, version: str) -> None:
@@ -99,7 +101,7 @@ class ModelVersions:
         Raises:
             VersionsUnavailable: MLflow cannot be reached, or has no such version.
         """
-        with self._client() as client:
+        with self._client(model) as client:
             client.set_registered_model_alias(model, ALIAS, version)
 
     def champion(self, model: str) -> str | None:
@@ -108,21 +110,23 @@ class ModelVersions:
         Raises:
             VersionsUnavailable: MLflow cannot be reached.
         """
-        with self._client() as client:
-            for registered in client.search_registered_models(f"name = {_quoted(model)}"):
+        with self._client(model) as client:
+            for registered in client.search_registered_models(f"name = '{model}'"):
                 version = registered.aliases.get(ALIAS)
                 return None if version is None else str(version)
             return None
 
     @contextmanager
-    def _client(self) -> Iterator[MlflowClient]:
+    def _client(self, model: str) -> Iterator[MlflowClient]:
+        check_name(model)
         os.environ.update({name: value for name, value in LIMITS.items() if name not in os.environ})
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
+        from mlflow.store.db.utils import sqlalchemy  # type: ignore[attr-defined]  # its errors come through
 
         try:
             yield MlflowClient(tracking_uri=self.tracking_uri, registry_uri=self.tracking_uri)
-        except (MlflowException, OSError) as error:
+        except (MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
             first = str(error).strip().partition("\n")[0]
             raise VersionsUnavailable(
                 f"MLflow at {self.tracking_uri} did not do it: {first}; "
@@ -131,7 +135,7 @@ class ModelVersions:
 
 
 def _find(client: MlflowClient, model: str, adapter_sha256: str) -> str | None:
-    wanted = f"name = {_quoted(model)} AND tags.`{SHA256}` = '{adapter_sha256}'"
+    wanted = f"name = '{model}' AND tags.`{SHA256}` = '{adapter_sha256}'"
     versions = [int(found.version) for found in client.search_model_versions(wanted)]
     return str(min(versions)) if versions else None
 
@@ -148,7 +152,7 @@ def _create(client: MlflowClient, release: Release, artifact_root: Path) -> str:
         if isfinite(value):
             client.log_metric(run_id, name, value)
     client.set_terminated(run_id)
-    if not client.search_registered_models(f"name = {_quoted(release.model)}"):
+    if not client.search_registered_models(f"name = '{release.model}'"):
         client.create_registered_model(release.model)
     created = client.create_model_version(release.model, f"runs:/{run_id}/{FOLDER}", run_id=run_id, tags=tags)
     return str(created.version)
@@ -164,13 +168,7 @@ def _experiment(client: MlflowClient, model: str, artifact_root: Path) -> str:
     return str(client.create_experiment(name, artifact_location=folder.as_uri()))
 
 
-def _quoted(name: str) -> str:
-    """Quote a name for MLflow's filters; a model's name never holds a quote (see ``check_name``)."""
-    check_name(name)
-    return f"'{name}'"
-
-
 def check_name(model: str) -> None:
-    """Refuse a model name that MLflow cannot keep."""
+    """Refuse a model name that MLflow cannot keep, or that would change the meaning of its filters."""
     if not model or set(model) & set("/:'\"`%\\"):
         raise ValueError(f"a model name holds no / : % \\ or quotes, got {model!r}; rename it in wardround.toml")
