@@ -3,12 +3,14 @@
 import streamlit as st
 
 from dashboard import adaptation_page, approvals_page, audit_page, drift_page, fairness_page, overview_page
-from dashboard.reading import chosen_model, plain, store
+from dashboard.reading import model_names, plain, store
+from dashboard.signing_in import Visitor, show_sign_in, sign_out, visitor
 
 
 def main() -> None:
-    """Show the side bar and the chosen page."""
+    """Show the side bar and the chosen page to a person who is signed in, and nothing to anybody else."""
     st.set_page_config(page_title="Wardround", page_icon=":material/stethoscope:", layout="wide")
+    person = visitor()
     pages = [
         st.Page(
             overview_page.show, title="Overview", icon=":material/monitor_heart:", url_path="overview", default=True
@@ -19,16 +21,25 @@ def main() -> None:
         st.Page(approvals_page.show, title="Approvals", icon=":material/draw:", url_path="approvals"),
         st.Page(audit_page.show, title="Audit", icon=":material/link:", url_path="audit"),
     ]
-    page = st.navigation(pages)
+    page = st.navigation(pages, position="sidebar" if person else "hidden")
+    if person is None:
+        show_sign_in()
+        return
+    _show_side_bar(person)
+    page.run()
+
+
+def _show_side_bar(person: Visitor) -> None:
     _, records = store()
-    names = sorted(records.models())
+    names = model_names(records)
     with st.sidebar:
-        st.markdown("### Wardround")
         if len(names) > 1:
             st.selectbox("Model", names, key="model")
         elif names:
-            st.caption(f"Model: {plain(chosen_model())}")
-    page.run()
+            st.caption("Model")
+            st.markdown(plain(names[0]))
+        st.caption(plain(f"Signed in: {person.name}, {person.role}"))
+        st.button("Sign out", on_click=sign_out, width="stretch", icon=":material/logout:")
 
 
 main()

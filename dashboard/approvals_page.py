@@ -2,103 +2,227 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pandas as pd
 import streamlit as st
-from registry.approvals import SignatureRefused, approve, reject
-from registry.promotion import promote
 
-from dashboard import charts
+from dashboard import treatment_charts
+from dashboard.palette import OUTCOME_WORDS
 from dashboard.reading import chosen_model, now, plain, store, versions
+from dashboard.signing_in import Visitor, identify, show_sign_in, visitor
+from dashboard.wording import day, tell_consequence
+from registry.approvals import SIGNERS, approve, reject
 from registry.decisions import GateDecision, Signature
-from registry.records import RecordsError
+from registry.entries import ChampionRecord
+from registry.promotion import Promotion, lineage, promote, rollback
+from registry.records import Records, RecordsError
 
+APPROVE, REFUSE = "I approve", "I refuse"
 MEANING = "I have reviewed the held-out results and approve this adapter for use on live studies."
+NOTICE = "notice"
 
 
 def show() -> None:
     """Show the page."""
-    st.title("Approvals")
+    person = visitor()
+    if person is None:
+        show_sign_in()
+        return
+    st.title("Approvals", anchor=False)
     _, records = store()
     model = chosen_model()
-    decisions = records.decisions(model)[::-1]
-    if not decisions:
-        st.info("The gate has judged nothing yet.")
-        return
-    strategies = {run.run_id: run.strategy for run in records.runs(model)}
-    decisions.sort(key=lambda decision: not decision.promote)
-    names = {_name(decision, strategies): decision for decision in decisions}
-    decision = names[st.selectbox("Gate decision", list(names))]
-    if decision.promote:
-        st.success("The gate found no reason against this challenger. It goes live only if a person signs.")
+    if notice := st.session_state.pop(NOTICE, ""):
+        st.success(plain(notice), icon=":material/check_circle:")
+    decisions = records.decisions(model)
+    if decisions:
+        _show_decision(_pick(records, decisions), person)
     else:
-        st.error("The gate refused this challenger. It cannot be signed.")
-    st.subheader("Challenger against champion, on patients nobody learned from")
-    st.plotly_chart(charts.gate_checks(decision), width="stretch", key="gate")
-    st.subheader("Every reason")
-    for check in decision.checks:
-        mark = ":material/check: " if check.passed else ":material/close: **failed** "
-        st.markdown(f"{mark}{plain(check.reason)}")
-    _signatures(records.signatures(decision.decision_id), decision)
+        st.info("Nothing waits for you: the gate has judged no adapter yet.")
+    _show_champion(records, model, person)
 
 
-def _name(decision: GateDecision, strategies: dict[str, str]) -> str:
-    word = "may be signed" if decision.promote else "refused by the gate"
-    return f"{strategies.get(decision.run_id, '?')}: {word} ({decision.decision_id})"
+def state_of(decision: GateDecision, signatures: Sequence[Signature], live: ChampionRecord | None) -> str:
+    """Say in a few words where a decision stands; those that wait for a person sort before the others."""
+    if live is not None and live.decision_id == decision.decision_id:
+        return f"live as version {live.version}"
+    if any(not signature.approved for signature in signatures):
+        return "refused by a person"
+    if not decision.promote:
+        return "refused by the gate"
+    if live is None or live.version != decision.champion_version:
+        return "out of date"
+    return "approved, waits to go live" if signatures else "waits for a signature"
 
 
-def _signatures(signatures: list[Signature], decision: GateDecision) -> None:
+def _pick(records: Records, decisions: Sequence[GateDecision]) -> GateDecision:
+    strategies = {run.run_id: run.strategy for run in records.runs(decisions[0].model)}
+    live = records.champion(decisions[0].model)
+    states = {d.decision_id: state_of(d, records.signatures(d.decision_id), live) for d in decisions}
+    order = ("approved, waits to go live", "waits for a signature")
+
+    def rank(decision: GateDecision) -> tuple[bool, bool]:
+        state = states[decision.decision_id]
+        return state not in order, not state.startswith("live")
+
+    def name(decision: GateDecision) -> str:
+        return f"{strategies.get(decision.run_id, '?')}: {states[decision.decision_id]} ({decision.decision_id})"
+
+    waiting = sum(state in order for state in states.values())
+    label = f"Decision ({waiting} of {len(decisions)} waiting for a person)"
+    newest_first = decisions[::-1]
+    return st.selectbox(label, sorted(newest_first, key=rank), format_func=name, key="decision")
+
+
+def _show_decision(decision: GateDecision, person: Visitor) -> None:
+    failed = [check for check in decision.checks if not check.passed]
+    if decision.promote:
+        st.success(
+            f"**The gate found no reason against this challenger.** All {len(decision.checks)} checks passed. "
+            "It goes live only if a person signs.",
+            icon=":material/check_circle:",
+        )
+    else:
+        st.error(
+            f"**The gate refused this challenger: {len(failed)} of {len(decision.checks)} checks failed.** "
+            "It cannot be approved.",
+            icon=":material/block:",
+        )
+    st.subheader("Challenger against champion, on patients nobody learned from", anchor=False)
+    figure = treatment_charts.gate_checks(decision)
+    st.plotly_chart(figure, width="stretch", key="gate", config={"displayModeBar": False})
+    st.caption(
+        f"Right is better. Lines are {decision.policy.level:.0%} intervals over patients. On cohorts a whole line "
+        "must lie right of its limit; for subgroups and forgetting the point must."
+    )
+    st.subheader("Every reason", anchor=False)
+    for check in [*failed, *(check for check in decision.checks if check.passed)]:
+        mark = ":green[:material/check:]" if check.passed else ":red[:material/close:]"
+        st.markdown(f"{mark} {plain(check.reason)}")
+    with st.expander("The figures as a table"):
+        st.dataframe(_table(decision), hide_index=True, width="stretch")
+    _show_signature(decision, person)
+
+
+def _show_signature(decision: GateDecision, person: Visitor) -> None:
     _, records = store()
-    st.subheader("Signature")
-    champion = records.champion(decision.model)
+    signatures = records.signatures(decision.decision_id)
+    live = records.champion(decision.model)
+    st.subheader("Signature", anchor=False)
     for signature in signatures:
         word = "Approved" if signature.approved else "Refused"
-        told = (
-            f"{word} by {signature.user} ({signature.role}) on {signature.at:%d %B %Y, %H:%M} UTC: {signature.meaning}"
-        )
-        st.markdown(plain(told))
-    live = champion is not None and champion.decision_id == decision.decision_id
-    if live:
-        st.success(f"This challenger is the champion now, as version {champion.version if champion else ''}.")
-    elif any(signature.approved for signature in signatures):
-        _promote(decision)
-    elif not signatures and decision.promote:
-        _sign(decision)
-    elif not decision.promote:
-        st.caption("There is nothing to sign.")
+        told = f"{word} by {signature.user} ({signature.role}) on {day(signature.at)}, {signature.at:%H:%M} UTC: "
+        st.markdown(plain(told + signature.meaning))
+    state = state_of(decision, signatures, live)
+    if state == "approved, waits to go live":
+        _offer_promotion(decision, person)
+    elif state == "waits for a signature":
+        _offer_signature(records, decision, person)
+    elif state == "out of date":
+        st.info("Another version is live by now, so this decision cannot be signed any more. Adapt and judge again.")
+    elif not signatures:
+        st.caption("There is nothing to sign: what the gate refuses nobody can approve.")
 
 
-def _sign(decision: GateDecision) -> None:
-    st.caption(f"Your signature covers exactly what is shown above (digest {decision.digest[:16]}).")
+def _offer_signature(records: Records, decision: GateDecision, person: Visitor) -> None:
+    proposer = records.plan(decision.plan_id).proposed_by
+    st.markdown(plain(tell_consequence(decision)))
+    if person.name == proposer:
+        st.info("You proposed this change, so another person signs.")
+        return
+    if person.role not in SIGNERS:
+        st.info(plain(f"You are here as {person.role}; a {' or a '.join(SIGNERS)} signs."))
+        return
     with st.form("sign"):
-        user = st.text_input("Your user name")
-        password = st.text_input("Your password, again", type="password")
-        meaning = st.text_input("What your signature means", value=MEANING)
-        left, right = st.columns(2)
-        signing = left.form_submit_button("Sign: approve", type="primary", width="stretch")
-        refusing = right.form_submit_button("Refuse", width="stretch")
-    if not (signing or refusing):
-        return
-    _, records = store()
-    word = approve if signing else reject
-    try:
-        word(records, decision.decision_id, user=user, password=password, meaning=meaning, at=now())
-    except (SignatureRefused, RecordsError) as error:
-        st.error(plain(error))
-        return
-    st.rerun()
-
-
-def _promote(decision: GateDecision) -> None:
-    st.info("Approved. Promotion makes it the champion in the records and moves MLflow's alias.")
-    with st.form("promote"):
-        user = st.text_input("Your user name")
-        pressed = st.form_submit_button("Promote to champion", type="primary")
+        st.caption(plain(f"You sign as {person.name}, {person.role}. Proposed by {proposer}."))
+        answer = st.radio("Your decision", (APPROVE, REFUSE), index=None, horizontal=True, key="answer")
+        meaning = st.text_area(
+            "What your signature means", placeholder=f"For example: {MEANING}", key="meaning", height=80
+        )
+        password = st.text_input("Your password, again", type="password", key="password")
+        pressed = st.form_submit_button("Sign", type="primary")
+        st.caption(f"Your signature covers exactly what is shown above (digest {decision.digest[:16]}).")
     if not pressed:
         return
-    _, records = store()
-    try:
-        with st.spinner("Promoting"):
-            promote(records, versions(), decision.decision_id, actor=user, at=now())
-    except (RecordsError, SignatureRefused) as error:
-        st.error(plain(error))
+    if answer is None:
+        st.error("Say first whether you approve or refuse.")
         return
+    sign = approve if answer == APPROVE else reject
+    _act(
+        lambda: sign(records, decision.decision_id, user=person.name, password=password, meaning=meaning, at=now()),
+        "Your signature stands in the record.",
+    )
+
+
+def _offer_promotion(decision: GateDecision, person: Visitor) -> None:
+    with st.form("promote"):
+        st.markdown(plain(f"Approved. It can now take the place of version {decision.champion_version}."))
+        password = st.text_input("Your password, again", type="password", key="promotion password")
+        pressed = st.form_submit_button("Make it the champion", type="primary")
+    if pressed:
+        _, records = store()
+
+        def go() -> Promotion:
+            actor = identify(records, person.name, password, now()).name
+            return promote(records, versions(), decision.decision_id, actor=actor, at=now())
+
+        _act(go, "It is the champion now.")
+
+
+def _show_champion(records: Records, model: str, person: Visitor) -> None:
+    line = lineage(records.champion_history(model))
+    st.subheader("What is live", anchor=False)
+    if not line:
+        st.info("There is no champion yet. An engineer installs the live adapter: wardround promote --first FILE")
+        return
+    live = line[-1]
+    st.markdown(plain(f"Version {live.version} since {day(live.since)}, adapter {live.adapter_sha256[:12]}."))
+    if len(line) < 2:
+        st.caption("There is no earlier version to go back to.")
+        return
+    with st.expander(f"Go back to version {plain(line[-2].version)}"), st.form("rollback", border=False):
+        st.markdown(plain(f"Version {line[-2].version} answers every study again at once. No gate is asked."))
+        reason = st.text_input("Why", key="rollback reason")
+        password = st.text_input("Your password, again", type="password", key="rollback password")
+        pressed = st.form_submit_button("Go back")
+    if pressed:
+
+        def go() -> Promotion:
+            actor = identify(records, person.name, password, now()).name
+            return rollback(records, versions(), model, actor=actor, reason=reason, at=now())
+
+        _act(go, f"Version {line[-2].version} is the champion again.")
+
+
+def _act(step: Callable[[], Any], done: str) -> None:
+    """Do what a person asked for, then show the page anew; a refusal is shown where they are."""
+    try:
+        with st.spinner("Writing it into the record"):
+            outcome = step()
+    except RecordsError as error:
+        st.error(plain(error), icon=":material/block:")
+        return
+    pending = outcome.pending if isinstance(outcome, Promotion) else ""
+    st.session_state[NOTICE] = f"{done} MLflow will be told later: {pending}" if pending else done
     st.rerun()
+
+
+def _table(decision: GateDecision) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "check": check.name,
+                "cohort": check.cohort,
+                "figure": check.metric,
+                "champion": check.champion,
+                "challenger": check.challenger,
+                "difference": check.difference,
+                "low": check.low,
+                "high": check.high,
+                "limit": check.margin,
+                "outcome": OUTCOME_WORDS[check.passed],
+            }
+            for check in decision.checks
+        ]
+    )

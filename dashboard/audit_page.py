@@ -1,64 +1,85 @@
-"""Audit: everything that happened, in order, and whether the chain holds."""
+"""Audit: everything that happened, in order, and whether the record holds."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import pandas as pd
 import streamlit as st
 
-from dashboard.reading import plain, store
-
-KIND_WORDS = {
-    "model.registered": "model registered",
-    "predictions.added": "predictions added",
-    "rows.quarantined": "rows quarantined",
-    "ingest.finished": "export read",
-    "window.watched": "window watched",
-    "plan.made": "plan made",
-    "adapter.trained": "adapter trained",
-    "held_out.locked": "held-out cohort locked",
-    "held_out.looked_at": "held-out cohort looked at",
-    "gate.decided": "gate decided",
-    "decision.signed": "decision signed",
-    "champion.moved": "champion moved",
-    "user.added": "person added",
-}
+from dashboard import charts
+from dashboard.reading import chosen_model, plain, store
+from dashboard.wording import EVENT_WORDS, tell_event, tell_move
+from registry.audit import Event
 
 
 def show() -> None:
     """Show the page."""
-    st.title("Audit")
+    st.title("Audit", anchor=False)
     _, records = store()
     state = records.verify_events()
     if state.ok:
-        st.success(f"{state.n} events hold: no row was changed, removed or reordered.", icon=":material/link:")
+        st.success(
+            f"**The record holds.** {state.n} events, each chained to the one before: none was changed, removed or "
+            "reordered.",
+            icon=":material/link:",
+        )
     else:
-        st.error(f"The record is broken at event {state.bad_row}: {plain(state.reason)}", icon=":material/link_off:")
-    events = records.events()[::-1]
+        st.error(
+            f"**The record is broken at event {state.bad_row}.** {plain(state.reason)}", icon=":material/link_off:"
+        )
+    events = records.events()
+    if not events:
+        st.info("Nothing has happened yet.")
+        return
+    _show_champions()
+    st.subheader("What happened, and when", anchor=False)
+    shown = _filter(events)
+    if shown:
+        figure = charts.events_by_day(shown, EVENT_WORDS)
+        st.plotly_chart(figure, width="stretch", key="events", config={"displayModeBar": False})
+    st.caption(f"{len(shown)} of {len(events)} events, newest first.")
+    st.dataframe(_table(shown), hide_index=True, width="stretch", height=480)
+
+
+def _show_champions() -> None:
+    _, records = store()
+    history = records.champion_history(chosen_model())
+    if not history:
+        return
+    with st.expander("Who was champion, and when", expanded=True):
+        for move in reversed(history):
+            st.markdown(f"- {plain(tell_move(move))}")
+
+
+def _filter(events: Sequence[Event]) -> list[Event]:
     kinds = list(dict.fromkeys(event.kind for event in events))
-    left, right = st.columns([3, 2])
+    left, right = st.columns(2)
     picked = left.multiselect(
-        "What", kinds, format_func=lambda kind: KIND_WORDS.get(kind, kind), placeholder="everything"
+        "What", kinds, format_func=lambda kind: EVENT_WORDS.get(kind, kind), placeholder="Everything", key="kinds"
     )
-    wanted = right.text_input("Subject, person or detail contains")
-    shown = [
+    wanted = right.text_input("Person, subject or detail contains", key="wanted").lower()
+    return [
         event
         for event in events
         if (not picked or event.kind in picked)
-        and wanted.lower() in f"{event.subject} {event.actor} {event.payload}".lower()
+        and wanted in f"{event.actor} {event.model} {event.subject} {event.payload}".lower()
     ]
-    st.caption(f"{len(shown)} of {len(events)} events, newest first.")
-    table = pd.DataFrame(
+
+
+def _table(events: Sequence[Event]) -> pd.DataFrame:
+    return pd.DataFrame(
         [
             {
                 "no.": event.seq,
                 "when (UTC)": event.at,
                 "who": event.actor,
-                "what": KIND_WORDS.get(event.kind, event.kind),
-                "subject": event.subject,
+                "what": EVENT_WORDS.get(event.kind, event.kind),
+                "in words": tell_event(event),
+                "model": event.model,
                 "detail": event.payload,
                 "digest": event.digest[:12],
             }
-            for event in shown
+            for event in reversed(events)
         ]
     )
-    st.dataframe(table, hide_index=True, width="stretch", height=560)

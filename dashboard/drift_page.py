@@ -1,4 +1,4 @@
-"""Drift: what changed in one window, how much, and where it sits."""
+"""Drift: what changed, when, how much, where it sits, and what it costs."""
 
 from __future__ import annotations
 
@@ -6,60 +6,82 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import charts
-from dashboard.reading import chosen_model, plain, store
+from dashboard.overview_page import show_banner
+from dashboard.palette import KIND_WORDS, VERDICT_WORDS
+from dashboard.reading import chosen_model, pick_window, plain, store
+from dashboard.wording import tell_window
 from monitor.results import Verdict, WindowReport
+
+QUIET_BAR = {"displayModeBar": False}
 
 
 def show() -> None:
     """Show the page."""
-    st.title("Drift")
+    st.title("Drift", anchor=False)
+    settings, records = store()
+    reports = records.reports(chosen_model())
+    if reports:
+        st.subheader("Which kind of change, window by window", anchor=False)
+        st.plotly_chart(charts.kinds_by_week(reports), width="stretch", key="kinds", config=QUIET_BAR)
     report = pick_window()
     if report is None:
         return
-    word = {Verdict.DRIFT: st.error, Verdict.NO_DRIFT: st.success, Verdict.NOT_ENOUGH_DATA: st.info}[report.verdict]
-    word(plain(report.reason))
-    st.subheader("What changed, and how much")
-    st.plotly_chart(charts.drift_effects(report.results), width="stretch", key="effects")
-    st.caption(
-        "Each bar compares this week with the reference. It counts as drift when chance is ruled out "
-        "(over all bars together) and the change is large enough to matter. Patients, not images, are the unit."
-    )
-    if unknown := [result for result in report.results if result.verdict is Verdict.NOT_ENOUGH_DATA]:
-        st.markdown("**Could not be judged:**")
-        for result in unknown:
-            st.markdown(f"- {plain(result.feature)} ({plain(result.detector)}): {plain(result.reason)}")
-    st.subheader("Where it sits")
-    if report.contributions:
-        st.plotly_chart(charts.attribution(report.contributions), width="stretch", key="attribution")
-    else:
-        st.info("The export carries no attributes, so the change cannot be attributed.")
+    show_banner(report.verdict, tell_window(report), report.reason)
+    _show_effects(report, settings.drift.minimum_effect)
+    _show_places(report)
+    _show_losses(report)
     with st.expander("The figures as a table"):
         st.dataframe(_table(report), hide_index=True, width="stretch")
-    _evidently(report)
+    _offer_evidently(report)
 
 
-def pick_window() -> WindowReport | None:
-    """Let the reader pick a watched window, the newest first; None when there is none."""
-    _, records = store()
-    reports = records.reports(chosen_model())[::-1]
-    if not reports:
-        st.info("No window has been watched yet.")
-        return None
-    names = {
-        f"{r.window.start:%d %b %Y} – {r.window.end:%d %b %Y}: {charts.VERDICT_WORDS[r.verdict]}": r for r in reports
-    }
-    return names[st.selectbox("Window", list(names))]
+def _show_effects(report: WindowReport, least: float) -> None:
+    st.subheader("What changed, and how much", anchor=False)
+    if any(result.effect is not None for result in report.results):
+        figure = charts.drift_effects(report.results, least=least)
+        st.plotly_chart(figure, width="stretch", key="effects", config=QUIET_BAR)
+        st.caption(
+            "Each bar compares this window with the reference. It is called drift when chance is ruled out over "
+            "all bars together and the bar is longer than the dotted line. Patients, not images, are counted."
+        )
+    if unknown := [result for result in report.results if result.verdict is Verdict.NOT_ENOUGH_DATA]:
+        with st.expander(f"{len(unknown)} of {len(report.results)} comparisons could not be made", expanded=True):
+            for result in unknown:
+                st.markdown(f"- {plain(KIND_WORDS[result.kind])}, {plain(result.feature)}: {plain(result.reason)}")
+
+
+def _show_places(report: WindowReport) -> None:
+    st.subheader("Where it sits", anchor=False)
+    if not report.contributions:
+        st.info("The export carries no attributes, so a change cannot be attributed to any of them.")
+        return
+    st.plotly_chart(charts.attribution(report.contributions), width="stretch", key="attribution", config=QUIET_BAR)
+    st.caption("How much of the studies each value makes up, most changed first.")
+
+
+def _show_losses(report: WindowReport) -> None:
+    st.subheader("What it costs", anchor=False)
+    if any(harm.loss is not None for harm in report.harms):
+        st.plotly_chart(charts.losses(report.harms), width="stretch", key="losses", config=QUIET_BAR)
+        st.caption(
+            "Loss is the reference minus this window, with a 95 % interval over patients. Estimates use no labels of "
+            "this window: they see harder cases, but not a changed meaning of the images."
+        )
+    reasons = {harm.reason for harm in report.harms if harm.loss is None and harm.reason}
+    if reasons:
+        st.caption(plain(f"Not told where: {'; '.join(sorted(reasons))}."))
 
 
 def _table(report: WindowReport) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                "kind": result.kind.value,
+                "kind": KIND_WORDS[result.kind],
                 "feature": result.feature,
                 "detector": result.detector,
-                "verdict": charts.VERDICT_WORDS[result.verdict],
+                "verdict": VERDICT_WORDS[result.verdict],
                 "effect": result.effect,
+                "effect is": result.effect_name,
                 "p": result.p_value,
                 "p needed": result.threshold,
                 "patients now": result.patients_current,
@@ -71,11 +93,18 @@ def _table(report: WindowReport) -> pd.DataFrame:
     )
 
 
-def _evidently(report: WindowReport) -> None:
+def _offer_evidently(report: WindowReport) -> None:
     settings, _ = store()
     name = report.window.key.replace("/", "_").replace(":", "")
     path = settings.directory / "reports" / report.model / f"{name}.html"
-    if path.exists():
-        st.download_button(
-            "Evidently's report of this window (HTML)", path.read_bytes(), f"evidently_{name}.html", "text/html"
-        )
+    if not path.is_file():
+        st.caption("There is no Evidently report of this window.")
+        return
+    st.download_button(
+        "Evidently's report of this window (HTML)",
+        path.read_bytes,
+        f"evidently_{name}.html",
+        "text/html",
+        on_click="ignore",
+        icon=":material/download:",
+    )

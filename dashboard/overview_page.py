@@ -1,4 +1,4 @@
-"""Overview: what is wrong today, since when, for whom, how sure are we, and who must act."""
+"""Overview: what is wrong today, since when, for whom, how sure are we, what is proposed, and who must act."""
 
 from __future__ import annotations
 
@@ -8,76 +8,94 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import charts
-from dashboard.reading import chosen_model, plain, store
-from monitor.results import Harm, Source, Verdict, WindowReport
+from dashboard.palette import METRIC_MEANINGS, VERDICT_WORDS
+from dashboard.reading import chosen_model, pick_finding, plain, store
+from dashboard.wording import (
+    tell_arrivals,
+    tell_for_whom,
+    tell_headline,
+    tell_how_bad,
+    tell_how_sure,
+    tell_proposal,
+    tell_since_when,
+)
+from monitor.results import Source, Verdict, WindowReport
 from registry.agenda import next_step
+
+METRIC = "auroc"
+BANNERS = {
+    Verdict.DRIFT: (st.error, ":material/warning:"),
+    Verdict.NO_DRIFT: (st.success, ":material/check_circle:"),
+    Verdict.NOT_ENOUGH_DATA: (st.info, ":material/hourglass_empty:"),
+}
 
 
 def show() -> None:
     """Show the page."""
-    _, records = store()
+    settings, records = store()
     model = chosen_model()
-    st.title("Overview")
-    reports = records.reports(model)
-    champion = records.champion(model)
+    st.title("Overview", anchor=False)
+    reports, history = records.reports(model), records.champion_history(model)
     if not reports:
         st.info("No window has been watched yet. The first verdict appears after the next round.")
+        _show_action(model)
         return
-    last = reports[-1]
-    _headline(model, last, reports)
-    left, middle, right = st.columns(3)
-    left.metric("Champion", f"version {champion.version}" if champion else "none yet", border=True)
-    harm = _realised(last)
-    known = harm is not None and harm.current is not None
-    middle.metric(
-        "AUROC in the last window",
-        f"{harm.current:.3f}" if harm is not None and harm.current is not None else "no labels yet",
-        f"{-harm.loss:+.3f} against the reference" if known and harm is not None and harm.loss is not None else None,
-        border=True,
-    )
-    right.metric("Studies in the last window", f"{last.n}", f"{last.n_labelled} labelled", "off", border=True)
-    st.subheader("Performance and verdicts, week by week")
-    st.plotly_chart(charts.performance_timeline(reports), width="stretch", key="timeline")
-    st.caption("Lines through the points are 95 % intervals over patients. Estimated means: without using the labels.")
+    newest = reports[-1]
+    show_banner(newest.verdict, tell_headline(reports), newest.reason)
+    finding = pick_finding(newest)
+    live = history[-1].version if history else ""
+    answers = {
+        "Since when?": tell_since_when(reports),
+        "For whom?": tell_for_whom(newest),
+        "How bad is it?": tell_how_bad(
+            charts.harm_of(newest, Source.REALISED, METRIC, finding),
+            charts.harm_of(newest, Source.ESTIMATED, METRIC, finding),
+        ),
+        "How sure are we?": tell_how_sure(newest, settings.drift.alpha),
+        "What is proposed?": tell_proposal(records.plans(model), records.decisions(model), live),
+        "Who must act?": next_step(records, model),
+    }
+    _show_answers(answers)
+    st.subheader("Performance and verdicts, window by window", anchor=False)
+    figure = charts.week_by_week(reports, history, metric=METRIC, finding=finding)
+    st.plotly_chart(figure, width="stretch", key="weeks", config={"displayModeBar": False}, alt=tell_headline(reports))
+    st.caption(f"{METRIC_MEANINGS[METRIC]} Bars are 95 % intervals over patients; marks below are the verdicts.")
+    st.subheader("What came in", anchor=False)
+    st.markdown(plain(tell_arrivals(records.batches(model), records.quarantined(model))))
     with st.expander("Every window as a table"):
-        st.dataframe(_table(reports), hide_index=True, width="stretch")
+        st.dataframe(_table(reports, finding), hide_index=True, width="stretch")
 
 
-def _headline(model: str, last: WindowReport, reports: Sequence[WindowReport]) -> None:
+def show_banner(verdict: Verdict, headline: str, reason: str) -> None:
+    """Show a verdict in its colour: the headline in bold, the reason below."""
+    box, icon = BANNERS[verdict]
+    box(f"**{plain(headline)}**  \n{plain(reason)}", icon=icon)
+
+
+def _show_action(model: str) -> None:
     _, records = store()
-    text = f"**{plain(model)}**, week from {last.window.start:%d %B %Y}: {plain(last.reason)}"
-    since = _since(reports)
-    if last.verdict is Verdict.DRIFT:
-        st.error(f"{text}  \nIt began in the week from {since:%d %B %Y}.", icon=":material/warning:")
-    elif last.verdict is Verdict.NO_DRIFT:
-        st.success(f"{text}  \nQuiet since the week from {since:%d %B %Y}.", icon=":material/check_circle:")
-    else:
-        st.info(text, icon=":material/hourglass_empty:")
-    st.markdown(f"**Who must act:** {plain(next_step(records, model))}")
+    _show_answers({"Who must act?": next_step(records, model)})
 
 
-def _since(reports: Sequence[WindowReport]) -> pd.Timestamp:
-    start = reports[-1].window.start
-    for report in reversed(reports):
-        if report.verdict is not reports[-1].verdict:
-            break
-        start = report.window.start
-    return pd.Timestamp(start)
+def _show_answers(answers: dict[str, str]) -> None:
+    """Show questions and answers as cards, three in a row."""
+    items = list(answers.items())
+    for start in range(0, len(items), 3):
+        for column, (question, answer) in zip(st.columns(3), items[start : start + 3], strict=False):
+            with column.container(border=True, height="stretch"):
+                st.caption(question)
+                st.markdown(plain(answer))
 
 
-def _realised(report: WindowReport) -> Harm | None:
-    return next((h for h in report.harms if h.source is Source.REALISED and h.metric == "auroc"), None)
-
-
-def _table(reports: Sequence[WindowReport]) -> pd.DataFrame:
+def _table(reports: Sequence[WindowReport], finding: str) -> pd.DataFrame:
     rows = []
     for report in reversed(reports):
-        harm = _realised(report)
+        harm = charts.harm_of(report, Source.REALISED, METRIC, finding)
         rows.append(
             {
                 "from": report.window.start.date(),
                 "to": report.window.end.date(),
-                "verdict": charts.VERDICT_WORDS[report.verdict],
+                "verdict": VERDICT_WORDS[report.verdict],
                 "studies": report.n,
                 "patients": report.patients,
                 "AUROC": harm.current if harm else None,

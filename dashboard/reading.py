@@ -1,4 +1,4 @@
-"""How pages get at the records: opened once a process, and text from data made safe to show."""
+"""How pages get at the records: opened once a process, the reader's choices, and text from data made safe to show."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import streamlit as st
-from registry.model_versions import ModelVersions
 
+from dashboard.serving import DIRECTORY
+from dashboard.wording import tell_window
+from monitor.results import WindowReport
+from registry.model_versions import ModelVersions
 from registry.records import Records, open_records
 from registry.settings import Settings, read_settings
 
-DIRECTORY = "WARDROUND_DIR"
-MARKUP = re.compile(r"([\\`*_{}\[\]<>()#+\-.!|~$:&])")
+MARKUP = re.compile(r"([!-/:-@\[-`{-~])")
+LINKS = re.compile(r"(?i)(www)(?=\.)|(https?|ftp|mailto|xmpp)(?=:)|(?<=\w)(@)(?=\w)")
+JOINER = "\u2060"
+"""Zero width: it keeps a web address from being turned into a link, and shows nothing."""
 
 
 @st.cache_resource(show_spinner="Opening the records")
@@ -32,25 +37,49 @@ def store() -> tuple[Settings, Records]:
 def versions() -> ModelVersions:
     """Give the MLflow registry of the store."""
     settings, _ = store()
-    return ModelVersions(settings.tracking_uri, settings.directory / "mlartifacts")
+    return ModelVersions(tracking_uri=settings.tracking_uri, artifact_root=settings.directory / "mlartifacts")
 
 
 def chosen_model() -> str:
-    """Give the model picked in the side bar."""
+    """Give the model picked in the side bar; without any model the page ends here."""
     _, records = store()
-    names = sorted(records.models())
+    names = model_names(records)
     if not names:
-        st.info("No model is under watch yet. An engineer registers one with: wardround ingest")
+        st.info("No model is under watch yet. An engineer starts with: wardround ingest")
         st.stop()
     picked = st.session_state.get("model", names[0])
     return picked if picked in names else names[0]
 
 
+def model_names(records: Records) -> list[str]:
+    """List the models, those that something was told of first."""
+    return sorted(records.models(), key=lambda name: (not records.reports(name), name))
+
+
+def pick_window() -> WindowReport | None:
+    """Let the reader pick a watched window, the newest first; None, and a word about it, when there is none."""
+    _, records = store()
+    reports = records.reports(chosen_model())[::-1]
+    if not reports:
+        st.info("No window has been watched yet. The first verdict appears after the next round.")
+        return None
+    return st.selectbox("Window", reports, format_func=tell_window, key="window")
+
+
+def pick_finding(report: WindowReport) -> str:
+    """Give the finding to show: the only one, or the one the reader picks."""
+    findings = list(dict.fromkeys(harm.finding for harm in report.harms))
+    if len(findings) > 1:
+        return str(st.selectbox("Finding", findings, key="finding"))
+    return findings[0] if findings else ""
+
+
 def plain(text: object) -> str:
-    """Escape a text from data so that Streamlit shows its characters and nothing else."""
-    return MARKUP.sub(r"\\\1", str(text)).replace("\n", " ")
+    """Escape a text from data so that Streamlit shows its characters and makes nothing of them."""
+    unlinked = LINKS.sub(lambda found: found.group() + JOINER, str(text))
+    return MARKUP.sub(r"\\\1", unlinked).replace("\n", " ").replace("\r", " ")
 
 
 def now() -> datetime:
-    """Read the clock, for signatures given on these pages."""
+    """Read the clock, for what is signed on these pages."""
     return datetime.now(UTC)

@@ -1,0 +1,88 @@
+"""Who is looking: no page is shown, and no record read, before a person of this ward has signed in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+import streamlit as st
+
+from dashboard.reading import now, plain, store
+from registry.approvals import LOCK, WRONG_PASSWORD, WRONG_PASSWORDS, SignatureRefused, verify_password
+from registry.entries import User
+from registry.records import Records
+
+LONGEST_VISIT, LONGEST_PAUSE = timedelta(hours=8), timedelta(minutes=30)
+VISITOR = "visitor"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visitor:
+    """A person who signed in: since when, and when last seen."""
+
+    name: str
+    role: str
+    since: datetime
+    seen: datetime
+
+
+def visitor() -> Visitor | None:
+    """Give the person who is signed in; a long pause or a long day ends a visit."""
+    person: Visitor | None = st.session_state.get(VISITOR)
+    if person is None:
+        return None
+    at = now()
+    if at - person.since > LONGEST_VISIT or at - person.seen > LONGEST_PAUSE:
+        sign_out()
+        return None
+    person = replace(person, seen=at)
+    st.session_state[VISITOR] = person
+    return person
+
+
+def sign_out() -> None:
+    """End the visit."""
+    st.session_state.pop(VISITOR, None)
+
+
+def show_sign_in() -> None:
+    """Show the form that begins a visit."""
+    _, middle, _ = st.columns([1, 1.4, 1])
+    with middle:
+        st.title("Wardround", anchor=False)
+        st.caption("Ward rounds for deployed medical-imaging AI.")
+        with st.form("sign in"):
+            name = st.text_input("User name", key="name")
+            password = st.text_input("Password", type="password", key="password")
+            pressed = st.form_submit_button("Sign in", type="primary", width="stretch")
+        st.caption("People are added by an administrator: wardround user add NAME")
+        if not pressed:
+            return
+        _, records = store()
+        try:
+            person = identify(records, name, password, now())
+        except SignatureRefused as error:
+            st.error(plain(error))
+            return
+    at = now()
+    st.session_state[VISITOR] = Visitor(name=person.name, role=person.role, since=at, seen=at)
+    st.rerun()
+
+
+def identify(records: Records, name: str, password: str, at: datetime) -> User:
+    """Find the active person behind a name and password; every wrong one is an event, five lock for a while.
+
+    Raises:
+        SignatureRefused: wrong, locked, or may not act any more.
+    """
+    recent = [e for e in records.events() if e.kind == WRONG_PASSWORD and e.actor == name and at - e.at < LOCK]
+    if len(recent) >= WRONG_PASSWORDS:
+        minutes = int(LOCK.total_seconds() // 60)
+        raise SignatureRefused(f"{len(recent)} wrong passwords for {name}; try again in {minutes} minutes")
+    person = records.user(name)
+    if person is None or not verify_password(person.password_hash, password):
+        records.tell(at=at, kind=WRONG_PASSWORD, model="", subject="dashboard", payload={}, actor=name[:200])
+        raise SignatureRefused("the user name or the password is wrong; enter both again")
+    if not person.active:
+        raise SignatureRefused(f"{name} may not act any more")
+    return person

@@ -1,0 +1,200 @@
+"""The figures of adapting and of the gate: what was learned, what was kept, and what the gate measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from continual.plans import AdaptationRun
+from dashboard.drawing import ROW, Interval, finish, name_rows, safe, whiskers, zero_line
+from dashboard.palette import BEFORE, NOW, OUTCOME_COLOURS, OUTCOME_MARKS, OUTCOME_WORDS, UNKNOWN
+from dashboard.wording import metric_words, number
+from registry.decisions import GateCheck, GateDecision
+
+LOSSES_ARE_HIGHER = ("calibration", "subgroup gap", "forgetting")
+"""Checks whose difference is bad when it rises; a drawing turns them round, so that right is better everywhere."""
+
+DASHES = ("solid", "dash", "dot", "dashdot")
+
+
+def strategies_compared(runs: Sequence[AdaptationRun]) -> go.Figure:
+    """Draw, for each experience (columns), the AUROC of the champion before and of every strategy's adapter (rows)."""
+    names = list(runs[0].experiences)
+    figure = make_subplots(
+        rows=1,
+        cols=len(names),
+        shared_yaxes=True,
+        horizontal_spacing=0.06,
+        subplot_titles=[_title(i, names) for i in range(len(names))],
+    )
+    for column in range(len(names)):
+        before, after = _before(runs[0], column), [run.matrix[-1][column] for run in runs]
+        _draw_points(figure, column, [before], rows=[len(runs)], name="champion before", colour=BEFORE)
+        _draw_points(figure, column, after, rows=range(len(runs))[::-1], name="after learning", colour=NOW)
+        known = [value for value in (before, *after) if value is not None]
+        if before is not None:
+            figure.add_vline(x=before, line={"color": BEFORE, "width": 2, "dash": "dash"}, row=1, col=column + 1)
+        if known:
+            room = max(0.02, 0.35 * (max(known) - min(known)))
+            figure.update_xaxes(range=[min(known) - room, max(known) + room], row=1, col=column + 1)
+    name_rows(figure, [*(run.strategy for run in reversed(runs)), "champion before"])
+    figure.update_xaxes(tickformat=".2f", title="← worse      AUROC      better →", nticks=6)
+    figure.update_layout(showlegend=False)
+    figure = finish(figure, 150 + ROW * (len(runs) + 1))
+    return figure.update_layout(margin_t=44)
+
+
+def forgetting_matrix(run: AdaptationRun) -> go.Figure:
+    """Draw AUROC on each experience (columns) after each learning step (rows): down a column is remembering."""
+    names, steps = list(run.experiences), len(run.matrix)
+    figure = go.Figure(
+        go.Heatmap(
+            z=[list(row) for row in run.matrix],
+            text=[[number(value) for value in row] for row in run.matrix],
+            texttemplate="%{text}",
+            textfont={"size": 15},
+            colorscale="Cividis",
+            zmin=0.5,
+            zmax=1,
+            colorbar={"title": "AUROC", "thickness": 12},
+            hovertemplate="%{text}<extra></extra>",
+            xgap=3,
+            ygap=3,
+        )
+    )
+    figure.update_xaxes(
+        tickvals=list(range(len(names))), ticktext=[_title(i, names) for i in range(len(names))], side="top"
+    )
+    figure.update_yaxes(
+        tickvals=list(range(steps)), ticktext=[f"after {safe(name)}" for name in names[:steps]], autorange="reversed"
+    )
+    figure = finish(figure, 110 + 56 * steps)
+    return figure.update_xaxes(showgrid=False).update_yaxes(showgrid=False)
+
+
+def training_losses(runs: Sequence[AdaptationRun]) -> go.Figure:
+    """Draw each run's loss by epoch; strategies differ by dash and label, colours keep their meaning."""
+    figure = go.Figure()
+    for place, run in enumerate(runs):
+        figure.add_scatter(
+            x=list(range(1, len(run.losses) + 1)),
+            y=list(run.losses),
+            name=safe(run.strategy),
+            mode="lines+markers",
+            line={"color": NOW, "dash": DASHES[place % len(DASHES)], "width": 2},
+            marker={"symbol": place % 4, "size": 8},
+            hovertemplate="epoch %{x}: %{y:.3f}<extra></extra>",
+        )
+    figure.update_xaxes(title="epoch", dtick=max(1, max((len(run.losses) for run in runs), default=1) // 10))
+    figure.update_yaxes(title="loss", rangemode="tozero")
+    figure = finish(figure, 280)
+    return figure.update_layout(showlegend=True)
+
+
+def gate_checks(decision: GateDecision) -> go.Figure:
+    """Draw what changes with the challenger, check by check, turned so that right is better, with each limit."""
+    shown = [check for check in decision.checks if check.difference is not None][::-1]
+    figure = go.Figure()
+    for passed in (True, False):
+        rows = [i for i, check in enumerate(shown) if check.passed is passed]
+        gains = [gain_of(shown[i]) for i in rows]
+        figure.add_scatter(
+            x=[gain for gain, _, _ in gains],
+            y=rows,
+            error_x=whiskers(gains),
+            mode="markers",
+            name=OUTCOME_WORDS[passed],
+            marker={"color": OUTCOME_COLOURS[passed], "size": 13, "symbol": OUTCOME_MARKS[passed]},
+            hovertext=[safe(shown[i].reason, 300) for i in rows],
+            hoverinfo="text",
+        )
+    figure.add_scatter(
+        x=[limit_of(check) for check in shown],
+        y=list(range(len(shown))),
+        mode="markers",
+        name="limit: the challenger must stay right of it",
+        marker={"color": UNKNOWN, "size": 20, "symbol": "line-ns-open", "line": {"width": 4}},
+        hovertemplate="limit %{x:+.3f}<extra></extra>",
+    )
+    _write_figures(figure, shown)
+    zero_line(figure)
+    name_rows(figure, [_check_name(check) for check in shown])
+    figure.update_xaxes(title="← worse than the champion            better →", tickformat="+.2f")
+    return finish(figure, 120 + 36 * len(shown))
+
+
+def gain_of(check: GateCheck) -> Interval:
+    """Turn a check's difference and interval so that more is better."""
+    if check.difference is None:
+        return None, None, None
+    if check.name not in LOSSES_ARE_HIGHER:
+        return check.difference, check.low, check.high
+    low, high = (None if end is None else -end for end in (check.high, check.low))
+    return -check.difference, low, high
+
+
+def limit_of(check: GateCheck) -> float:
+    """Place a check's limit on the axis where more is better: only superiority asks for a gain."""
+    return check.margin if check.name == "superiority" else -check.margin
+
+
+def _write_figures(figure: go.Figure, checks: Sequence[GateCheck]) -> None:
+    """Write champion → challenger at the right edge of each row."""
+    for row, check in enumerate(checks):
+        if check.champion is not None and check.challenger is not None:
+            figure.add_annotation(
+                x=1,
+                xref="paper",
+                xanchor="right",
+                y=row,
+                yshift=11,
+                text=f"{number(check.champion)} → {number(check.challenger)}",
+                showarrow=False,
+                font={"size": 11},
+            )
+
+
+def _check_name(check: GateCheck) -> str:
+    what = {
+        "non-inferiority": f"keeps its {metric_words(check.metric)}",
+        "superiority": f"gains {metric_words(check.metric)}",
+        "calibration": f"stays calibrated ({metric_words(check.metric)})",
+        "subgroup gap": f"keeps groups together ({check.metric.removeprefix('auroc gap of ')})",
+        "forgetting": "forgets little",
+    }.get(check.name, f"{check.name}: {check.metric}")
+    return f"{what}, {check.cohort}" if check.cohort else what
+
+
+def _before(run: AdaptationRun, column: int) -> float | None:
+    """Give what the champion had before the last learning step."""
+    return run.matrix[-2][column] if len(run.matrix) > 1 else None
+
+
+def _title(place: int, names: Sequence[str]) -> str:
+    age = "the new" if place == len(names) - 1 else "known before"
+    return f"{age}: {safe(names[place])}"
+
+
+def _draw_points(
+    figure: go.Figure,
+    column: int,
+    values: Sequence[float | None],
+    *,
+    rows: Sequence[int],
+    name: str,
+    colour: str,
+) -> None:
+    figure.add_scatter(
+        x=list(values),
+        y=list(rows),
+        mode="markers+text",
+        name=name,
+        text=[number(value) for value in values],
+        textposition="top center",
+        marker={"color": colour, "size": 13},
+        hoverinfo="skip",
+        row=1,
+        col=column + 1,
+    )
