@@ -41,7 +41,9 @@ class AdaptationPolicy(BaseModel):
     batch_size: int = Field(32, ge=2)
     learning_rate: float = Field(1e-3, gt=0)
     memory_size: int = Field(150, ge=1, description="studies kept for rehearsal")
-    ewc_strength: float = Field(100.0, gt=0)
+    ewc_strength: float = Field(
+        10_000.0, gt=0, description="EWC's lambda; importances are squared gradients of batch means, hence its size"
+    )
     seed: int = 0
 
 

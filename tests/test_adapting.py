@@ -1,0 +1,291 @@
+"""Adapting: Avalanche really trains, what was kept and lost is measured, and failures keep nothing."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from continual.adapters import Adapter, load_adapter, new_adapter, score
+from continual.adapting import AdaptationFailed, Experience, adapt, measure_auroc, train_first
+from continual.backbones import Backbone, load_backbone
+from continual.plans import AdaptationPolicy, AdaptationRun, RunState
+from monitor.tasks import Task
+
+# avalanche 0.6 imports a package that says at import that nobody maintains it; nothing of it is used
+pytestmark = pytest.mark.filterwarnings("ignore:JAXopt is no longer maintained:DeprecationWarning")
+
+POLICY = AdaptationPolicy(epochs=4, learning_rate=3e-3, memory_size=40)
+CLASSES = ("no", "yes")
+DIRECTIONS = np.random.default_rng(99).normal(size=(3, 48))
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Backbone:
+    return load_backbone("tiny", source="random", image_size=28)
+
+
+def stage(name: str, n: int = 120, *, seed: int, signs: tuple[int, ...] = (1, 0), labels: Any = None) -> Experience:
+    """Plant the label along some directions of the tokens, with a sign for each; two studies a patient."""
+    generator = np.random.default_rng(seed)
+    n = n if labels is None else len(labels)
+    answers = generator.integers(0, 2, n)
+    shift = sum(sign * direction for sign, direction in zip(signs, DIRECTIONS, strict=False))
+    tokens = generator.normal(size=(n, 5, 48)) + 0.5 * (2 * answers - 1)[:, None, None] * shift
+    return Experience(
+        name=name,
+        tokens=tokens.astype(np.float16),
+        labels=np.asarray(answers if labels is None else labels, dtype=np.float64)[:, None],
+        patient_key=np.array([f"{seed}-{i // 2}" for i in range(n)]),
+    )
+
+
+OLD, OLD_OTHERS = stage("old", seed=1), stage("old", seed=2)
+# the first direction means the opposite now: who learns only this must forget
+NEW, NEW_OTHERS = stage("new", seed=3, signs=(-1, 1)), stage("new", seed=4, signs=(-1, 1))
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def champion(tiny: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Adapter:
+    directory = tmp_path_factory.mktemp("champion")
+    path = train_first(tiny, OLD, task=Task.BINARY, classes=CLASSES, policy=POLICY, directory=directory, progress=quiet)
+    return load_adapter(tiny, path, path.stem)
+
+
+def run(champion: Adapter, directory: Path, strategy: str = "naive", **changes: Any) -> tuple[Adapter, AdaptationRun]:
+    arguments: dict[str, Any] = {
+        "start": champion,
+        "stream": [OLD, NEW],
+        "evaluation": [OLD_OTHERS, NEW_OTHERS],
+        "learned": 1,
+        "strategy": strategy,
+        "policy": POLICY,
+        "plan_id": "plan-1",
+        "model": "model",
+        "directory": directory,
+        "progress": quiet,
+    }
+    return adapt(**(arguments | changes))
+
+
+def test_a_first_adapter_learns_what_was_planted(champion: Adapter) -> None:
+    figure = measure_auroc(champion, OLD_OTHERS)
+    assert figure is not None
+    assert figure > 0.95
+
+
+@pytest.mark.parametrize("strategy", ["naive", "replay", "ewc"])
+def test_a_run_tells_what_it_did(champion: Adapter, tmp_path: Path, tiny: Backbone, strategy: str) -> None:
+    told: list[tuple[str, int, int]] = []
+    adapter, result = run(champion, tmp_path, strategy, progress=lambda *what: told.append(what))
+    assert (result.state, result.reason, result.strategy) == (RunState.FINISHED, "", strategy)
+    assert result.experiences == ("old", "new")
+    assert len(result.matrix) == 2
+    assert result.matrix[0] == (measure_auroc(champion, OLD_OTHERS), measure_auroc(champion, NEW_OTHERS))
+    assert result.matrix[1] == (measure_auroc(adapter, OLD_OTHERS), measure_auroc(adapter, NEW_OTHERS))
+    assert result.matrix[1][1] > result.matrix[0][1]  # type: ignore[operator]
+    assert result.n_learned == len(NEW)
+    assert result.memory_studies == (POLICY.memory_size if strategy == "replay" else 0)
+    assert len(result.losses) == POLICY.epochs
+    assert result.losses[-1] < result.losses[0]
+    assert [done for _, done, _ in told] == [1, 2, 3, 4]
+    kept = load_adapter(tiny, tmp_path / f"{result.adapter_sha256}.safetensors", result.adapter_sha256)
+    assert np.array_equal(score(kept, NEW.tokens), score(adapter, NEW.tokens))
+
+
+def test_rehearsal_forgets_less_than_naive_training(champion: Adapter, tmp_path: Path) -> None:
+    forgetting = {strategy: run(champion, tmp_path, strategy)[1].forgetting for strategy in ("naive", "replay")}
+    assert forgetting["naive"] is not None
+    assert forgetting["replay"] is not None
+    assert forgetting["naive"] > 0.2
+    assert forgetting["replay"] < forgetting["naive"] / 2
+
+
+def distance(one: Adapter, other: Adapter) -> float:
+    pairs = zip(one.network.trainable().values(), other.network.trainable().values(), strict=True)
+    return sum(float(((a - b).detach() ** 2).sum()) for a, b in pairs)
+
+
+def test_ewc_holds_the_numbers_back_the_more_the_stronger(champion: Adapter, tmp_path: Path) -> None:
+    def moved(strength: float) -> tuple[float, float]:
+        policy = POLICY.model_copy(update={"ewc_strength": strength})
+        adapter, result = run(champion, tmp_path, "ewc", policy=policy)
+        assert result.forgetting is not None
+        return distance(adapter, champion), result.forgetting
+
+    weak, strong = moved(1e-6), moved(1e7)
+    naive, _ = run(champion, tmp_path, "naive")
+    assert weak[0] == pytest.approx(distance(naive, champion), rel=0.02)
+    assert strong[0] < weak[0]
+    assert strong[1] < weak[1]
+
+
+def test_ewc_weighs_the_trained_numbers_only(champion: Adapter) -> None:
+    from continual.strategies import Learner
+
+    learner = Learner(champion.copy(), strategy="ewc", policy=POLICY)
+    learner.recall(OLD)
+    plugin = next(plugin for plugin in learner._avalanche.plugins if hasattr(plugin, "importances"))
+    weighed = {name.removeprefix("network.") for name in plugin.importances[0]}
+    assert weighed == set(champion.network.trainable())
+    assert sum(float(importance.data.sum()) for importance in plugin.importances[0].values()) > 0
+
+
+@pytest.mark.parametrize("strategy", ["naive", "replay", "ewc"])
+def test_what_is_only_recalled_is_not_trained(champion: Adapter, strategy: str) -> None:
+    from continual.strategies import Learner
+
+    adapter = champion.copy()
+    Learner(adapter, strategy=strategy, policy=POLICY).recall(NEW)
+    assert distance(adapter, champion) == 0
+
+
+def test_the_memory_is_shared_between_stages(champion: Adapter) -> None:
+    from continual.strategies import Learner
+
+    learner = Learner(champion.copy(), strategy="replay", policy=POLICY)
+    learner.recall(OLD)
+    assert learner.memory_studies == 40
+    learner.recall(stage("short", 10, seed=7))
+    assert learner.memory_studies == 40
+    assert learner._memory is not None
+    labels = np.array([float(learner._memory.buffer[i][1][0]) for i in range(40)])
+    assert 15 <= labels.sum() <= 25
+
+
+@pytest.mark.parametrize("strategy", ["naive", "replay", "ewc"])
+def test_the_same_seed_gives_the_same_bytes(champion: Adapter, tmp_path: Path, strategy: str) -> None:
+    torch.manual_seed(1)
+    first = run(champion, tmp_path, strategy)[1]
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    again = run(champion, tmp_path / "again", strategy)[1]
+    assert torch.equal(torch.get_rng_state(), state), "training must leave the global generator alone"
+    assert again.adapter_sha256 == first.adapter_sha256
+    assert again.matrix == first.matrix
+    other = run(champion, tmp_path, strategy, policy=POLICY.model_copy(update={"seed": 1}))[1]
+    assert other.adapter_sha256 != first.adapter_sha256
+
+
+def test_adapting_leaves_the_champion_as_it_is(champion: Adapter, tmp_path: Path) -> None:
+    before = champion.copy()
+    run(champion, tmp_path)
+    assert distance(before, champion) == 0
+
+
+def test_earlier_history_that_nobody_measured_is_none(champion: Adapter, tmp_path: Path) -> None:
+    third, others = stage("third", seed=5, signs=(0, 1)), stage("third", seed=6, signs=(0, 1))
+    _, result = run(
+        champion,
+        tmp_path,
+        stream=[OLD, NEW, third],
+        evaluation=[OLD_OTHERS, NEW_OTHERS, others],
+        learned=2,
+    )
+    assert result.matrix[0] == (None, None, None)
+    assert all(figure is not None for row in result.matrix[1:] for figure in row)
+    assert result.n_learned == len(third)
+
+
+def test_two_new_stages_give_a_row_each(champion: Adapter, tmp_path: Path) -> None:
+    third, others = stage("third", seed=5, signs=(0, 1)), stage("third", seed=6, signs=(0, 1))
+    _, result = run(champion, tmp_path, "replay", stream=[OLD, NEW, third], evaluation=[OLD_OTHERS, NEW_OTHERS, others])
+    assert len(result.matrix) == 3
+    assert len(result.losses) == 2 * POLICY.epochs
+    assert result.forward_transfer is not None
+
+
+def test_an_evaluation_stage_with_one_class_is_undefined_and_not_zero(champion: Adapter, tmp_path: Path) -> None:
+    same = stage("new", seed=4, labels=np.ones(20))
+    _, result = run(champion, tmp_path, evaluation=[OLD_OTHERS, same])
+    assert result.state is RunState.FINISHED
+    assert result.matrix[1][1] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"stream": [OLD, stage("new", seed=3, labels=np.ones(20))]}, "same label"),
+        ({"stream": [OLD, stage("new", seed=3, labels=np.full(20, np.nan))]}, "no labelled study"),
+        ({"policy": POLICY.model_copy(update={"learning_rate": 1e30})}, "the loss became .* lower learning_rate"),
+    ],
+)
+def test_a_run_that_fails_says_why_and_keeps_nothing(
+    champion: Adapter, tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    adapter, result = run(champion, tmp_path, **changes)
+    assert result.state is RunState.FAILED
+    assert re.search(reason, result.reason)
+    assert (result.adapter_sha256, result.matrix, result.forgetting) == ("", (), None)
+    assert adapter is champion
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"evaluation": [OLD_OTHERS]}, "an evaluation stage for each stage"),
+        ({"learned": 2}, "at least one stage to learn"),
+        ({"evaluation": [OLD_OTHERS, NEW]}, "60 patients are both learned from and evaluated on"),
+        ({"strategy": "wish"}, "there are naive, replay, ewc"),
+    ],
+)
+def test_a_stream_that_makes_no_sense_is_refused(
+    champion: Adapter, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(champion, tmp_path, **changes)
+
+
+def test_a_first_adapter_needs_two_classes(tiny: Backbone, tmp_path: Path) -> None:
+    with pytest.raises(AdaptationFailed, match="same label"):
+        train_first(
+            tiny,
+            stage("old", seed=1, labels=np.zeros(20)),
+            task=Task.BINARY,
+            classes=CLASSES,
+            policy=POLICY,
+            directory=tmp_path,
+            progress=quiet,
+        )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("strategy", ["naive", "replay", "ewc"])
+@pytest.mark.parametrize("task", [Task.MULTI_CLASS, Task.MULTI_LABEL])
+def test_every_task_is_learned_with_every_strategy(tiny: Backbone, tmp_path: Path, task: Task, strategy: str) -> None:
+    def several(name: str, seed: int) -> Experience:
+        generator = np.random.default_rng(seed)
+        if task is Task.MULTI_CLASS:
+            labels = generator.integers(0, 3, (120, 1)).astype(np.float64)
+            present = np.eye(3)[labels[:, 0].astype(int)]
+        else:
+            labels = generator.integers(0, 2, (120, 3)).astype(np.float64)
+            present = labels.copy()
+            labels[generator.random(labels.shape) < 0.2] = np.nan  # some findings nobody looked for
+        tokens = generator.normal(size=(120, 5, 48)) + (2 * present @ DIRECTIONS)[:, None]
+        return Experience(
+            name=name,
+            tokens=tokens.astype(np.float16),
+            labels=labels,
+            patient_key=np.array([f"{seed}-{i}" for i in range(120)]),
+        )
+
+    start = new_adapter(tiny, task=task, classes=("a", "b", "c"), policy=POLICY, seed=0)
+    _, result = run(
+        start,
+        tmp_path,
+        strategy,
+        stream=[several("old", 1), several("new", 2)],
+        evaluation=[several("old", 3), several("new", 4)],
+        learned=0,
+    )
+    assert result.state is RunState.FINISHED
+    assert result.matrix[-1][0] is not None
+    assert min(figure for figure in result.matrix[-1] if figure is not None) > 0.9
