@@ -49,7 +49,8 @@ def ingest_export(path: Path, *, model: str, ward: Ward, at: datetime) -> BatchS
         intake = _Intake()
         _check(rows, intake, export=export, ward=ward, model=model)
         _compute(intake, ward=ward, model=model, tell=_teller(ward, path, done, export.rows))
-        ward.records.add_predictions(batch_id, [prediction for _, prediction in intake.accepted], at)
+        lines, predictions = [row.line for row, _ in intake.accepted], [made for _, made in intake.accepted]
+        ward.records.add_predictions(batch_id, predictions, at, lines=lines)
         ward.records.quarantine(batch_id, intake.refused, at)
         done += len(rows)
         ward.progress(f"Reading {path.name}", done, export.rows)

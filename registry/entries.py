@@ -1,9 +1,17 @@
-"""What the records answer with: counts, people, champions, events. Pure types."""
+"""What the records answer with: counts, people, champions, and refusals. Pure types."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+
+
+class RecordsError(ValueError):
+    """The records cannot do what was asked; the message names the cure."""
+
+
+class StaleChampion(RecordsError):
+    """Somebody else moved the champion first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

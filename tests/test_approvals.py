@@ -162,7 +162,8 @@ def test_what_the_gate_refused_cannot_be_approved_but_may_be_put_aside(records):
 def test_a_stale_decision_cannot_be_approved(records):
     first, second = judged(records, proposer="emma"), judged(records, proposer="pia")
     sign(records, first)
-    records.move_champion(move("2", kind="promote", decision_id=first.decision_id), expected="1")
+    promoted = move("2", kind="promote", decision_id=first.decision_id)
+    records.move_champion(replace(promoted, adapter_sha256=first.adapter_sha256), expected="1")
     with pytest.raises(SignatureRefused, match="judged against version 1, but 2 is live now"):
         sign(records, second)
 

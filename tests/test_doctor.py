@@ -79,7 +79,7 @@ def test_a_ward_at_work_is_well(settings: Settings, records: Records) -> None:
     records.finish_batch(batch, AT)
     findings = found(settings)
     assert all(finding.ok for finding in findings.values()), findings
-    assert findings["chain of events"].text == "2 events hold"
+    assert findings["chain of events"].text == "3 events hold"
     assert findings["ingest of m"].text.startswith("0 rows of 1 exports")
     assert findings["champion of m"].text == "none yet"
 
