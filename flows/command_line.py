@@ -52,7 +52,7 @@ warnings_screen = Console(stderr=True)
 def main() -> None:
     """Run the command line; a user sees one line that names the cure, never a traceback."""
     sys.excepthook = _tell_unexpected
-    application()
+    typer.main.get_command(application)()  # not application(): that would put its own excepthook in place
 
 
 @application.command(rich_help_panel=FIRST)
@@ -245,14 +245,15 @@ def promote(
 ) -> None:
     """Make a signed challenger the champion, in our records first and then in MLflow. Safe to repeat."""
     with _opened(directory) as ward:
-        from flows.promoting import install_first, promote_signed
+        from registry.promotion import install
+        from registry.promotion import promote as promote_signed
 
         now = datetime.now(UTC)
         if first is not None:
-            champion = install_first(ward, _model(ward, model), first, actor=by, at=now)
+            done = install(ward.records, ward.versions, _model(ward, model), adapter=first, actor=by, at=now)
         else:
-            champion = promote_signed(ward, decision_id, actor=by, at=now)
-        screen.print(f"Champion is now version {champion.version} ({champion.adapter_sha256[:12]}).", highlight=False)
+            done = promote_signed(ward.records, ward.versions, decision_id, actor=by, at=now)
+        _tell_promotion(done)
 
 
 @application.command(rich_help_panel=SIGN)
@@ -264,10 +265,10 @@ def rollback(
 ) -> None:
     """Make the previous champion live again. Needs no gate and no MLflow."""
     with _opened(directory) as ward:
-        from flows.promoting import roll_back
+        from registry.promotion import rollback as roll_back
 
-        champion = roll_back(ward, _model(ward, model), actor=by, reason=reason, at=datetime.now(UTC))
-        screen.print(f"Champion is version {champion.version} again.", highlight=False)
+        name, now = _model(ward, model), datetime.now(UTC)
+        _tell_promotion(roll_back(ward.records, ward.versions, name, actor=by, reason=reason, at=now))
 
 
 @audit.command("verify")
@@ -347,11 +348,20 @@ def _errors_in_one_line() -> Iterator[None]:
 
 
 def _model(ward: Any, name: str) -> str:
-    models = list(ward.settings.models)
+    models: list[str] = list(ward.settings.models)
     if not name and len(models) == 1:
         return models[0]
     ward.settings.model(name)
     return name
+
+
+def _tell_promotion(done: Any) -> None:
+    screen.print(f"Champion is version {done.champion.version} ({done.champion.adapter_sha256[:12]}).", highlight=False)
+    if done.pending:
+        warnings_screen.print(
+            f"MLflow does not know it yet: {_escape(done.pending)}. Nothing is lost; run the same command again later.",
+            highlight=False,
+        )
 
 
 def _sign(directory: Path, decision_id: str, by: str, meaning: str, *, approved: bool) -> None:
@@ -392,7 +402,7 @@ def _tell_unexpected(kind: type[BaseException], error: BaseException, trace: Any
     path = Path(os.environ.get("WARDROUND_LOG", "wardround-error.log"))
     path.write_text("".join(traceback.format_exception(kind, error, trace)), encoding="utf-8")
     warnings_screen.print(
-        f"[bold red]Unexpected error:[/bold red] {kind.__name__}: {_escape(str(error).splitlines()[0] if str(error) else '')}"
+        f"[bold red]Unexpected error:[/bold red] {kind.__name__}: {_escape(str(error).partition(chr(10))[0])}"
         f"\nThe details are in {path.resolve()}; please send that file with what you did.",
         highlight=False,
     )

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from registry.approvals import approve, hash_password
 from rich.console import Console
 from rich.text import Text
 
@@ -27,15 +26,16 @@ from flows import demo_data
 from flows.demo_data import ARRIVING, FAST, FULL, HISTORY, HOME, Story
 from flows.ingesting import embed_images
 from flows.progress import Progress, show_progress
-from flows.promoting import install_first, promote_signed
 from flows.rounds import RoundOrder, run_as_flow, run_round
 from flows.screens import COLOURS, number, show_status, with_interval
 from flows.status import status_of
 from flows.treating import choose
 from flows.ward import Ward, adapter_of, backbone_of, open_ward
 from monitor.results import Source, Verdict, WindowReport
+from registry.approvals import approve, hash_password
 from registry.decisions import GateDecision
 from registry.held_out import PatientRole, roles_of
+from registry.promotion import install, promote
 from registry.settings import FILE_NAME
 
 ROUND_AFTER = timedelta(hours=6)
@@ -62,6 +62,9 @@ image_size = 112
 learning = 0.4
 held_out = 0.3
 reference = 0.3
+
+[adaptation]
+drifted_windows = 3
 
 [gate]
 subgroup_attributes = ["native_px"]   # colour_mode and aspect have too few patients on one side to be judged
@@ -152,7 +155,7 @@ def _bring_champion(ward: Ward, hospital: Hospital, progress: Progress) -> None:
     experience = Experience(
         name=HISTORY.key,
         tokens=ward.features_of(MODEL).tokens(hashes[learn]),
-        labels=(history["label"] == "yes").to_numpy(dtype=np.float64)[learn, None],
+        labels=np.asarray(history["label"] == "yes", dtype=np.float64)[learn, None],
         patient_key=history["patient"].to_numpy(dtype=str)[learn],
     )
     path = train_first(
@@ -164,7 +167,7 @@ def _bring_champion(ward: Ward, hospital: Hospital, progress: Progress) -> None:
         directory=ward.adapters,
         progress=progress,
     )
-    install_first(ward, MODEL, path, actor=ENGINEER, at=HISTORY.start)
+    install(ward.records, ward.versions, MODEL, adapter=path, actor=ENGINEER, at=HISTORY.start)
 
 
 def _visit_history(ward: Ward, hospital: Hospital) -> None:
@@ -205,9 +208,11 @@ def _sign_if_due(ward: Ward, *, at: datetime, screen: Console) -> None:
         return
     if not ward.records.signatures(chosen.decision_id):
         approve(ward.records, chosen.decision_id, user=OFFICER, password=PASSWORDS[OFFICER], meaning=MEANING, at=at)
-    promoted = promote_signed(ward, chosen.decision_id, actor=OFFICER, at=at + timedelta(minutes=10))
+    promoted = promote(
+        ward.records, ward.versions, chosen.decision_id, actor=OFFICER, at=at + timedelta(minutes=10)
+    ).champion
     screen.print(
-        f"         [green]signed[/green] by {OFFICER} (proposed by {ENGINEER}); champion is now version {promoted.version}",
+        f"         [green]signed[/green] by {OFFICER}, proposed by {ENGINEER}; version {promoted.version} is champion",
         highlight=False,
     )
 

@@ -32,7 +32,7 @@ THUMBNAIL = 32
 SAME_PATIENT = 0.98
 SIDE_EDGES = (231, 301, 501)
 SOURCES = ("up to 230 px", "231-300 px", "301-500 px", "over 500 px")
-HOME, ARRIVING = SOURCES[1], SOURCES[2]
+HOME, ARRIVING = SOURCES[:2], SOURCES[2:]
 FIRST_WEEK = datetime(2026, 3, 30, tzinfo=UTC)
 HISTORY = Window(start=datetime(2026, 1, 5, tzinfo=UTC), end=FIRST_WEEK)
 WEEK = timedelta(days=7)
@@ -48,14 +48,14 @@ class DemoDataMissing(RuntimeError):
 class Story:
     """How the slices are told as a story; the fast form is the same story, shorter.
 
-    ``quiet_weeks`` come from HOME, the ``arriving_weeks`` after them from ARRIVING.
+    The history and ``quiet_weeks`` come from HOME, the ``arriving_weeks`` after them from ARRIVING.
     """
 
     quiet_weeks: int = 4
     arriving_weeks: int = 6
-    history_patients: int = 145
-    patients_a_week: int = 36
-    arriving_patients_a_week: int = 64
+    history_patients: int = 200
+    patients_a_week: int = 50
+    arriving_patients_a_week: int = 80
     seed: int = 20261124
 
     @property
@@ -66,7 +66,7 @@ class Story:
 
 
 FULL = Story()
-FAST = Story(quiet_weeks=2, arriving_weeks=3)
+FAST = Story(quiet_weeks=2, arriving_weeks=4)
 
 
 def describe_images(progress: Progress) -> pd.DataFrame:
@@ -104,15 +104,12 @@ def group_near_duplicates(thumbnails: NDArray[np.float32]) -> NDArray[np.int32]:
 def tell_story(slices: pd.DataFrame, story: Story) -> pd.DataFrame:
     """Give each patient a place in the story: adds ``chapter`` (0 history, k week k) and ``produced_at``.
 
-    A patient whose slices lie in several source proxies is told in none of them, so that no patient
-    stands on both sides of the change. Slices outside the story are left out of the result.
+    A patient with slices from both HOME and ARRIVING is told in neither, so that nobody stands on both
+    sides of the change. Slices outside the story are left out of the result.
     """
     generator = np.random.default_rng(story.seed)
-    sources = slices.groupby("patient")["source"].agg(["nunique", "first"])
-    single = sources[sources["nunique"] == 1]["first"]
-    home, arriving = (
-        generator.permutation(single.index[single == source].to_numpy(dtype=str)) for source in (HOME, ARRIVING)
-    )
+    from_home = slices["source"].isin(HOME).groupby(slices["patient"]).mean()
+    home, arriving = (generator.permutation(from_home.index[from_home == side].to_numpy(dtype=str)) for side in (1, 0))
     sizes = [story.history_patients] + [story.patients_a_week] * story.quiet_weeks
     chapters = dict(_deal(home, sizes, first=0))
     later = [story.arriving_patients_a_week] * story.arriving_weeks

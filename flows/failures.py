@@ -1,20 +1,16 @@
 """The failures whose message is for the user: each names what is wrong and the cure."""
 
-from registry.approvals import SignatureRefused
-
 from continual.images import UnreadableImage
 from flows.demo_data import DemoDataMissing
-from flows.sources import SourceError
-from registry.settings import SettingsError
+from flows.ward import StepRefused
+from registry.model_versions import VersionsUnavailable
 
-__all__ = ["KNOWN"]
-
+#: Our own refusals are ValueErrors or LookupErrors; the rest names what could not be reached or read.
 KNOWN: tuple[type[Exception], ...] = (
-    SettingsError,
-    SourceError,
     DemoDataMissing,
-    SignatureRefused,
+    StepRefused,
     UnreadableImage,
+    VersionsUnavailable,
     FileNotFoundError,
     PermissionError,
     LookupError,

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from continual.backbones import Backbone
 from numpy.typing import NDArray
 
+from continual.backbones import Backbone
 from continual.feature_store import FeatureStore
 from continual.files import content_sha256
 from continual.images import UnreadableImage, read_image

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -13,6 +14,7 @@ from prefect import flow, task
 from prefect import serve as prefect_serve
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.deployments.runner import RunnerDeployment
 
 from continual.plans import AdaptationPlan, AdaptationRun, RunState, Treatment
 from flows.ingesting import ingest_export
@@ -67,30 +69,28 @@ def do_as_task(name: str, work: Callable[[], T]) -> T:
 
     Results are never persisted and never cached: our records are the truth, and Prefect would pickle.
     """
-    return task(work, name=name, persist_result=False, cache_policy=NO_CACHE)()
+    run = task(name=name, persist_result=False, cache_policy=NO_CACHE)(work)
+    return run()
 
 
 def run_round(ward: Ward, order: RoundOrder, *, at: datetime, step: Step = do_directly) -> RoundOutcome:
     """Ingest, watch, and where the policy says so plan, adapt and gate. Never promote: a person signs that."""
     model = order.model
     batches = tuple(
-        step(f"ingest {path.name}", lambda path=path: ingest_export(path, model=model, ward=ward, at=at))
+        step(f"ingest {path.name}", partial(ingest_export, path, model=model, ward=ward, at=at))
         for path in order.exports
     )
-    reports = tuple(
-        step(f"watch {window.key}", lambda window=window: watch(ward, model, window, at=at)) for window in order.windows
-    )
+    reports = tuple(step(f"watch {window.key}", partial(watch, ward, model, window, at=at)) for window in order.windows)
     plan = None
     if reports and ward.records.champion(model) is not None:
-        plan = step("plan", lambda: propose(ward, model, by=order.proposer, at=at))
+        plan = step("plan", partial(propose, ward, model, by=order.proposer, at=at))
     if plan is None or plan.treatment is not Treatment.UPDATE_ADAPTER:
         return RoundOutcome(batches=batches, reports=reports, plan=plan)
     runs = tuple(
-        step(f"adapt with {strategy}", lambda strategy=strategy: treat(ward, plan, strategy, at=at))
-        for strategy in plan.strategies
+        step(f"adapt with {strategy}", partial(treat, ward, plan, strategy, at=at)) for strategy in plan.strategies
     )
     finished = [run for run in runs if run.state is RunState.FINISHED]
-    decisions = tuple(step(f"gate {run.strategy}", lambda run=run: judge(ward, run, at=at)) for run in finished)
+    decisions = tuple(step(f"gate {run.strategy}", partial(judge, ward, run, at=at)) for run in finished)
     return RoundOutcome(batches=batches, reports=reports, plan=plan, runs=runs, decisions=decisions)
 
 
@@ -103,7 +103,7 @@ def round_flow(
     at: str | None = None,
     proposer: str = AUTOMATIC_PROPOSER,
 ) -> dict[str, object]:
-    """Run one round of a model; without ``windows`` every complete window not yet watched, without ``exports`` the inbox."""
+    """Run one round; without ``windows`` every complete one not yet watched, without ``exports`` the inbox."""
     moment = datetime.fromisoformat(at) if at else datetime.now(UTC)
     ward = open_ward(Path(directory))
     order = RoundOrder(
@@ -150,7 +150,7 @@ def serve(directory: Path) -> None:
         )
         for model, settings in ward.settings.models.items()
     ]
-    prefect_serve(*deployments)
+    prefect_serve(*(deployment for deployment in deployments if isinstance(deployment, RunnerDeployment)))
 
 
 def _tell(outcome: RoundOutcome) -> str:

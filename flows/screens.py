@@ -13,8 +13,9 @@ from continual.plans import AdaptationPlan, AdaptationRun
 from flows.doctor import Finding
 from flows.status import headline, plain
 from monitor.results import Verdict, WindowReport
+from registry.audit import ChainState
 from registry.decisions import GateDecision
-from registry.entries import BatchSummary, ChainState
+from registry.entries import BatchSummary
 
 COLOURS = {Verdict.DRIFT: "bold yellow", Verdict.NO_DRIFT: "green", Verdict.NOT_ENOUGH_DATA: "blue"}
 

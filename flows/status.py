@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from datetime import datetime
 from enum import Enum
@@ -26,7 +27,7 @@ def _status_of_model(ward: Ward, model: str) -> dict[str, Any]:
     champion = records.champion(model)
     decisions = records.decisions(model)
     signatures = [signature for d in decisions for signature in records.signatures(d.decision_id)]
-    return plain(
+    state: dict[str, Any] = plain(
         {
             "champion": champion,
             "champion_history": records.champion_history(model),
@@ -42,6 +43,7 @@ def _status_of_model(ward: Ward, model: str) -> dict[str, Any]:
             "next": next_step(records, model),
         }
     )
+    return state
 
 
 def headline(report: WindowReport) -> dict[str, Any]:
@@ -69,20 +71,20 @@ def _plain_with(value: Any, **more: Any) -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     """Turn our values into what JSON knows: windows to their key, enumerations to their word, times to ISO 8601."""
-    if isinstance(value, Window):
-        return value.key
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if is_dataclass(value) and not isinstance(value, type):
+    if is_dataclass(value) and not isinstance(value, type | Window):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in value]
-    return value
+    write = next((write for kind, write in WRITERS.items() if isinstance(value, kind)), None)
+    return value if write is None else write(value)
+
+
+WRITERS: dict[type, Callable[[Any], Any]] = {
+    Window: lambda window: window.key,
+    Enum: lambda member: member.value,
+    datetime: lambda moment: moment.isoformat(),
+    Path: str,
+    BaseModel: lambda model: model.model_dump(mode="json"),
+}

@@ -12,19 +12,22 @@ from numpy.typing import NDArray
 from continual.adapting import Experience, adapt
 from continual.planning import plan_adaptation
 from continual.plans import AdaptationPlan, AdaptationRun, RunState, Treatment
-from flows.ward import StepRefused, Ward, adapter_of, load_role, score_with, version_at, windows_of
+from flows.ward import StepRefused, Ward, adapter_of, load_role, score_with, tokens_of, version_at, windows_of
 from monitor.cohorts import Cohort, Window
 from registry.decisions import GateDecision
 from registry.entries import ChampionRecord
 from registry.gate import HeldOutScores, decide
 from registry.held_out import HeldOutCohort, PatientRole, check_disjoint, lock_cohort, verify_lock
+from registry.promotion import lineage
 
 
 def propose(ward: Ward, model: str, *, by: str, at: datetime) -> AdaptationPlan | None:
     """Turn the reports since the last change of champion into a plan, and keep it; None: nothing to do."""
     champion = ward.records.champion(model)
     if champion is None:
-        raise StepRefused(f"{model} has no champion yet; install the live adapter with `wardround promote --first`")
+        raise StepRefused(
+            f"{model} has no champion yet; install the live adapter with `wardround promote --first FILE --by NAME`"
+        )
     reports = [r for r in ward.records.reports(model) if version_at(ward, model, r.window.start) == champion.version]
     drifted = [report.window for report in reports]
     labelled = int(load_role(ward, model, drifted, PatientRole.LEARNING).labelled.sum()) if drifted else 0
@@ -81,7 +84,7 @@ def judge(ward: Ward, run: AdaptationRun, *, at: datetime) -> GateDecision:
 
 
 def choose(decisions: Sequence[GateDecision], runs: Sequence[AdaptationRun]) -> GateDecision | None:
-    """Recommend, among the decisions that passed, the one whose run is best over all experiences; ties: forgets less."""
+    """Recommend, among what passed, the run that is best over all experiences; of equals, the one that forgets less."""
     by_id = {run.run_id: run for run in runs}
     passed = [decision for decision in decisions if decision.promote]
 
@@ -95,10 +98,8 @@ def choose(decisions: Sequence[GateDecision], runs: Sequence[AdaptationRun]) -> 
 
 def stages_of(ward: Ward, plan: AdaptationPlan) -> list[tuple[Window, ...]]:
     """List the windows of everything learned so far, oldest first, and the plan's windows last."""
-    history = ward.records.champion_history(plan.model)
-    lineage = list(dict.fromkeys(entry.version for entry in history if entry.kind != "rollback"))
-    known = lineage[: lineage.index(plan.champion_version) + 1]
-    return [*(windows_of(ward, plan.model, version) for version in known), plan.windows]
+    moves = ward.records.champion_history(plan.model)
+    return [*(windows_of(ward, plan.model, move.version) for move in lineage(moves)), plan.windows]
 
 
 def name_of(windows: Sequence[Window]) -> str:
@@ -110,7 +111,7 @@ def _experience(ward: Ward, model: str, windows: Sequence[Window], role: Patient
     cohort = _labelled_with_images(ward, model, windows, role)
     return Experience(
         name=name_of(windows),
-        tokens=ward.features_of(model).tokens(cohort.images),
+        tokens=tokens_of(ward, model, cohort),
         labels=cohort.labels,
         patient_key=cohort.patient_key,
     )
@@ -118,9 +119,7 @@ def _experience(ward: Ward, model: str, windows: Sequence[Window], role: Patient
 
 def _labelled_with_images(ward: Ward, model: str, windows: Sequence[Window], role: PatientRole) -> Cohort:
     cohort = load_role(ward, model, windows, role)
-    if cohort.images is None:
-        raise StepRefused(f"the studies of {name_of(windows)} came without images; ingest them with an image column")
-    return cohort.select(cohort.labelled & (cohort.images != ""))
+    return cohort.select(cohort.labelled if cohort.images is None else cohort.labelled & (cohort.images != ""))
 
 
 def _subgroups(cohort: Cohort, attributes: tuple[str, ...]) -> dict[str, NDArray[np.str_]]:

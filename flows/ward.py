@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from registry.model_versions import ModelVersions
+from numpy.typing import NDArray
 
 from continual.adapters import Adapter, load_adapter, score
 from continual.backbones import Backbone, feature_key, load_backbone
@@ -18,6 +18,7 @@ from flows.features import load_features
 from flows.progress import Progress, current_progress
 from monitor.cohorts import Cohort, Window, concatenate
 from registry.held_out import PatientRole, roles_of
+from registry.model_versions import ModelVersions
 from registry.records import Records, open_records
 from registry.settings import BackboneSettings, Settings, SettingsError, read_settings
 
@@ -46,7 +47,9 @@ class Ward:
     @property
     def versions(self) -> ModelVersions:
         """The MLflow registry of this ward."""
-        return ModelVersions(self.settings.tracking_uri, self.settings.directory / "mlartifacts")
+        return ModelVersions(
+            tracking_uri=self.settings.tracking_uri, artifact_root=self.settings.directory / "mlartifacts"
+        )
 
     def features_of(self, model: str) -> FeatureStore:
         """The features of a model's images: one store a backbone, preprocessing and number of adapted blocks."""
@@ -145,9 +148,18 @@ def rescore(ward: Ward, model: str, cohort: Cohort, version: str) -> Cohort:
 
 def score_with(ward: Ward, model: str, cohort: Cohort, adapter_sha256: str) -> Cohort:
     """Score a cohort's cached tokens with an adapter."""
-    if cohort.images is None or not len(cohort):
-        raise StepRefused(
-            "these studies have no images, so no adapter can score them; ingest them with an image column"
-        )
     adapter = adapter_of(ward, model, adapter_sha256)
-    return replace(cohort, scores=score(adapter, ward.features_of(model).tokens(cohort.images)))
+    return replace(cohort, scores=score(adapter, tokens_of(ward, model, cohort)))
+
+
+def tokens_of(ward: Ward, model: str, cohort: Cohort) -> NDArray[np.float16]:
+    """Read the tokens of a cohort's images, shape (n, T, width).
+
+    Raises:
+        StepRefused: the studies came without images.
+    """
+    if cohort.images is None:
+        raise StepRefused(
+            "these studies came without images, so no adapter can score or learn them; ingest an image column"
+        )
+    return ward.features_of(model).tokens(cohort.images)

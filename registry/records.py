@@ -162,7 +162,7 @@ class Records(Intake):
         """Add a person; a name is given once."""
         with self._writing() as session:
             if session.get(UserRow, name) is not None:
-                raise RecordsError(f"there is a user {name!r} already")
+                raise RecordsError(f"there is a user {name!r} already; choose another name")
             session.add(UserRow(name=name, role=role, password_hash=password_hash, active=True))
             self._append(session, at=at, kind="user.added", model="", subject=name, payload={"role": role})
 
@@ -181,12 +181,15 @@ class Records(Intake):
         """Keep a signature; the first final word on a decision stands.
 
         Raises:
-            RecordsError: the decision is signed or refused already, or the digest is not the decision's.
+            RecordsError: the decision is signed or refused already, the digest is not the decision's, or
+                nobody has that name.
         """
         with self._writing() as session:
             decision = self._get(session, DecisionRow, signature.decision_id, "gate decision")
             if decision.digest != signature.digest:
                 raise RecordsError("what was signed is not what the gate decided; open the decision again")
+            if session.get(UserRow, signature.user) is None:
+                raise RecordsError(f"{signature.user} is not a user; add the person first")
             query = select(SignatureRow).where(SignatureRow.decision_id == signature.decision_id)
             if (row := session.exec(query).first()) is not None:
                 word = "approved" if row.approved else "rejected"
@@ -223,11 +226,12 @@ class Records(Intake):
     def move_champion(self, to: ChampionRecord, *, expected: str | None) -> ChampionRecord:
         """Make a version live, if the one that is live is ``expected``: the one commit point of a promotion.
 
-        ``to.number`` is given here. A trigger refuses a promotion without an approval under its decision.
+        ``to.number`` is given here. Triggers refuse a promotion without an approval under its decision by a
+        person who did not propose it, a second first, and a rollback to what was never live.
 
         Raises:
             StaleChampion: another version is live.
-            RecordsError: the approval is missing.
+            RecordsError: one of the triggers refused.
         """
         with self._writing() as session:
             query = select(ChampionRow).where(ChampionRow.model == to.model).order_by(col(ChampionRow.number).desc())

@@ -1,29 +1,27 @@
-"""Records: nothing is lost, nothing is changed unseen, and the database itself refuses what must never happen."""
+"""Records: documents come back, the first word stands, and the database itself refuses what must never happen."""
 
+import hashlib
 import json
 import os
-import signal
 import sqlite3
 import subprocess
 import sys
 import textwrap
-import time
-from datetime import UTC, datetime, timedelta, timezone
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from continual.plans import AdaptationPlan, AdaptationRun, RunState, Treatment
-from monitor.cohorts import Prediction, Window
+from monitor.cohorts import Window
 from monitor.results import DriftKind, DriftResult, Verdict, WindowReport
-from registry.audit import BEGINNING, Event, canonical_json, event_digest, verify_chain
 from registry.decisions import GateCheck, GateDecision, GatePolicy, Signature
-from registry.entries import ChampionRecord, QuarantinedRow
+from registry.entries import ChampionRecord, Look, User
+from registry.held_out import HeldOutCohort, digest_of
 from registry.records import Records, RecordsError, StaleChampion, open_records, wal_is_safe
-from registry.rows import DriftResultRow, PredictionRow, ReportRow, UtcTime
 from registry.settings import ModelSettings
 
 AT = datetime(2026, 3, 30, 6, tzinfo=UTC)
@@ -31,28 +29,16 @@ WEEK = Window(start=datetime(2026, 3, 30, tzinfo=UTC), end=datetime(2026, 4, 6, 
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'wardround.db'}"
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "wardround.db"
 
 
 @pytest.fixture
-def records(url: str) -> Records:
-    records = open_records(url)
-    records.register_model("m", ModelSettings(attributes=("site", "age"), numeric_attributes=("age",)), AT)
-    return records
-
-
-def prediction(i: int, score: float = 0.5, **more: object) -> Prediction:
-    plain: dict[str, object] = {
-        "model": "m",
-        "study_uid": f"s{i}",
-        "patient_key": f"p{i // 2}",
-        "produced_at": AT + timedelta(minutes=i),
-        "scores": (score,),
-        "labels": (i % 2 if i % 3 else None,),
-        "attributes": {"site": "A", "age": 40.0 + i},
-    }
-    return Prediction.model_validate(plain | more)
+def records(path: Path) -> Iterator[Records]:
+    records = open_records(f"sqlite:///{path}")
+    records.register_model("m", ModelSettings(), AT)
+    yield records
+    records.close()
 
 
 def result(**more: object) -> DriftResult:
@@ -171,90 +157,41 @@ def champion(version: str, kind: str = "first", decision_id: str = "") -> Champi
     )
 
 
-def sign(records: Records, promote: bool = True, approved: bool = True) -> GateDecision:
+def word(made: GateDecision, approved: bool = True, signer: str = "quinn") -> Signature:
+    return Signature(
+        decision_id=made.decision_id,
+        digest=made.digest,
+        user=signer,
+        role="quality officer",
+        approved=approved,
+        meaning="reviewed",
+        at=AT,
+    )
+
+
+def sign(records: Records, *, promote: bool = True, approved: bool = True, signer: str = "quinn") -> GateDecision:
+    """Save a plan by emma and a decision, and sign it."""
     made = decision(promote)
+    records.save_plan(plan(), AT)
     records.save_decision(made, AT)
-    records.add_user("quinn", "quality officer", "hash", AT)
-    word = {"decision_id": made.decision_id, "digest": made.digest, "user": "quinn", "role": "quality officer"}
-    records.save_signature(Signature(**word, approved=approved, meaning="reviewed", at=AT), AT)
+    records.add_user(signer, "quality officer", "hash", AT)
+    records.save_signature(word(made, approved, signer), AT)
     return made
 
 
-def dump(url: str, table: str) -> list[tuple[object, ...]]:
-    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
-        rows = connection.execute(f"SELECT * FROM {table}").fetchall()
-    connection.close()
-    return rows
+def dump(path: Path, table: str) -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(f"SELECT * FROM {table}").fetchall()
 
 
-def add(records: Records, predictions: list[Prediction], source: str) -> tuple[int, int, int]:
-    batch = records.begin_batch("m", source, source, AT)
-    counts = records.add_predictions(batch, predictions, AT)
-    records.finish_batch(batch, AT)
-    return counts.accepted, counts.duplicate, counts.conflict
+def kinds(records: Records) -> list[str]:
+    return [event.kind for event in records.events("m")]
 
 
-# ---- predictions
+# ---- documents
 
 
-def test_predictions_come_back_as_a_cohort(records: Records) -> None:
-    add(records, [prediction(i) for i in range(9)], "a.csv")
-    cohort = records.load_cohort("m")
-    assert cohort.study_uid.tolist() == [f"s{i}" for i in range(9)]
-    assert cohort.attributes["age"].tolist() == [40.0 + i for i in range(9)]
-    assert np.isnan(cohort.labels[[0, 3, 6], 0]).all()
-    assert cohort.labels[[1, 2, 4], 0].tolist() == [1, 0, 0]
-    half = Window(start=AT, end=AT + timedelta(minutes=4))
-    assert records.load_cohort("m", window=half).study_uid.tolist() == ["s0", "s1", "s2", "s3"]
-    assert len(records.load_cohort("m", model_version="other")) == 0
-    assert records.studies_span("m") == (AT, AT + timedelta(minutes=8))
-
-
-def test_same_key_same_content_is_known_and_other_content_is_a_conflict(records: Records) -> None:
-    assert add(records, [prediction(1), prediction(2)], "a.csv") == (2, 0, 0)
-    assert add(records, [prediction(1), prediction(2, 0.9), prediction(3)], "b.csv") == (1, 1, 1)
-    assert records.load_cohort("m").scores[:, 0].tolist() == [0.5, 0.5, 0.5]
-    (refused,) = records.quarantined("m")
-    assert refused.reason == "key_conflict"
-    assert "s2" in refused.detail
-
-
-def test_a_conflict_inside_one_export_keeps_the_first(records: Records) -> None:
-    assert add(records, [prediction(1), prediction(1, 0.9), prediction(1)], "a.csv") == (1, 1, 1)
-    assert records.load_cohort("m").scores[:, 0].tolist() == [0.5]
-
-
-def test_the_same_export_twice_changes_no_row_and_no_event(records: Records, url: str) -> None:
-    tables = ("batches", "predictions", "quarantine", "events", "meta")
-    for _ in range(2):
-        batch = records.begin_batch("m", "a.csv", "hash", AT)
-        records.add_predictions(batch, [prediction(i) for i in range(4)], AT)
-        records.quarantine(batch, [QuarantinedRow(line=7, reason="bad", detail="x", content="y")], AT)
-        summary = records.finish_batch(batch, AT)
-        assert summary.received == 5
-        before, after = (locals().get("before") or {t: dump(url, t) for t in tables}), {t: dump(url, t) for t in tables}
-        assert before == after
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 6), st.sampled_from([0.25, 0.5])), max_size=20),
-    st.lists(st.integers(1, 9), max_size=5, unique=True),
-)
-def test_every_row_is_accounted_for(rows: list[tuple[int, float]], bad: list[int]) -> None:
-    records = open_records("sqlite://")
-    records.register_model("m", ModelSettings(), AT)
-    batch = records.begin_batch("m", "a.csv", "hash", AT)
-    records.add_predictions(batch, [prediction(i, score) for i, score in rows], AT)
-    records.quarantine(batch, [QuarantinedRow(line=i, reason="bad", detail="", content="") for i in bad], AT)
-    summary = records.finish_batch(batch, AT)
-    assert summary.received == len(rows) + len(bad)
-    assert summary.accepted == len({i for i, _ in rows}) == len(records.load_cohort("m"))
-
-
-# ---- documents and round trips
-
-
-def test_reports_plans_runs_and_decisions_come_back_as_they_were(records: Records) -> None:
+def test_reports_plans_runs_and_decisions_come_back_and_are_kept_once(records: Records) -> None:
     for _ in range(2):
         records.save_report(report(), AT)
         records.save_plan(plan(), AT)
@@ -264,298 +201,296 @@ def test_reports_plans_runs_and_decisions_come_back_as_they_were(records: Record
     assert records.plans("m") == [plan()] == [records.plan(plan().plan_id)]
     assert records.runs("m") == [run()] == [records.run(run().run_id)]
     assert records.decisions("m") == [decision()] == [records.decision(decision().decision_id)]
-    assert len(records.events()) == 5  # the model and one for each
+    expected = ["model.registered", "window.watched", "plan.made", "adapter.trained", "gate.decided"]
+    assert kinds(records) == expected
+    assert [event.kind for event in records.events("m", kind="plan.made")] == ["plan.made"]
+    assert records.events("other") == []
+    assert records.verify_events().ok
+
+
+def test_nothing_is_there_before_it_is_saved(records: Records) -> None:
+    assert records.report("m", WEEK) is None
+    assert records.champion("m") is None
+    assert records.user("emma") is None
+    for listed in (records.reports, records.plans, records.runs, records.decisions, records.held_out, records.looks):
+        assert listed("m") == []
 
 
 def test_a_window_watched_again_with_more_data_shows_the_new_report_and_keeps_the_old(
-    records: Records, url: str
+    records: Records, path: Path
 ) -> None:
     records.save_report(report(), AT)
     records.save_report(report(Verdict.DRIFT), AT)
     assert [kept.verdict for kept in records.reports("m")] == [Verdict.DRIFT]
-    assert len(dump(url, "reports")) == 2
-    assert len(dump(url, "drift_results")) == 2
+    assert records.report("m", WEEK) == report(Verdict.DRIFT)
+    assert len(dump(path, "reports")) == len(dump(path, "drift_results")) == 2
+
+
+def test_reports_are_listed_in_order_of_time_whatever_order_they_came_in(records: Records) -> None:
+    weeks = [Window(start=WEEK.start + timedelta(days=7 * i), end=WEEK.end + timedelta(days=7 * i)) for i in (2, 0, 1)]
+    day = Window(start=WEEK.start, end=WEEK.start + timedelta(days=1))
+    for window in (*weeks, day):
+        records.save_report(report(window=window), AT)
+    assert [kept.window for kept in records.reports("m")] == [day, weeks[1], weeks[2], weeks[0]]
+
+
+def test_a_run_that_failed_gives_way_to_the_next_try_and_one_that_finished_stands(records: Records) -> None:
+    failed = replace(run(), state=RunState.FAILED, adapter_sha256="", reason="the loss is not finite")
+    for value in (failed, failed, run(), replace(run(), seconds=99.0), failed):
+        records.save_run(value, AT)
+    assert records.runs("m") == [run()] == [records.run(run().run_id)]
+    assert kinds(records).count("adapter.trained") == 2
 
 
 def test_unknown_identities_name_the_cure(records: Records) -> None:
-    with pytest.raises(RecordsError, match="wardround status"):
-        records.plan("plan-x")
-    with pytest.raises(RecordsError, match="not registered"):
-        records.load_cohort("other")
+    for look_up in (records.plan, records.run, records.decision):
+        with pytest.raises(RecordsError, match=r"there is no .*'x'; `wardround status` lists"):
+            look_up("x")
 
 
-finite = st.floats(allow_nan=False, allow_infinity=False)
-
-
-@given(finite, finite, st.floats(0, 1), st.sampled_from(Verdict), st.sampled_from(DriftKind), st.text())
-def test_drift_results_round_trip(
-    statistic: float, effect: float, p: float, verdict: Verdict, kind: DriftKind, reason: str
-) -> None:
-    value = result(statistic=statistic, effect=effect, p_value=p, verdict=verdict, kind=kind, reason=reason)
-    assert DriftResultRow.of(value, report_id=1).value() == value
-
-
-@given(st.lists(finite, min_size=1, max_size=4), st.text(min_size=1, max_size=20), st.none() | st.integers(0, 1))
-def test_predictions_round_trip(scores: list[float], study: str, label: int | None) -> None:
-    value = prediction(1, scores=tuple(scores), study_uid=study, labels=(label,))
-    assert PredictionRow.of(value, batch_id=1).value() == value
-
-
-def test_a_figure_that_is_not_finite_is_refused() -> None:
-    value = report()
-    broken = WindowReport(
-        **{f: getattr(value, f) for f in value.__slots__} | {"results": (result(effect=float("nan")),)}
-    )
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        ReportRow.of(broken, AT)
-
-
-@given(st.datetimes(datetime(1970, 1, 1), datetime(9990, 1, 1)), st.integers(-14 * 60, 14 * 60))
-def test_moments_come_back_in_utc(moment: datetime, minutes: int) -> None:
-    aware = moment.replace(tzinfo=timezone(timedelta(minutes=minutes)))
-    dialect = open_records("sqlite://")._engine.dialect
-    stored = UtcTime().process_bind_param(aware, dialect)
-    back = UtcTime().process_result_value(stored, dialect)
-    assert back == aware
-    assert back is not None
-    assert back.utcoffset() == timedelta(0)
-
-
-def test_a_naive_moment_is_refused() -> None:
-    with pytest.raises(ValueError, match="time zone"):
-        UtcTime().process_bind_param(datetime(2026, 1, 1), open_records("sqlite://")._engine.dialect)
-
-
-# ---- champions and signatures
-
-
-def test_the_database_refuses_a_promotion_without_an_approval(records: Records) -> None:
+def test_an_event_of_a_document_carries_its_hash(records: Records, path: Path) -> None:
     records.save_decision(decision(), AT)
-    records.move_champion(champion("1"), expected=None)
-    with pytest.raises(RecordsError, match="needs an approval"):
-        records.move_champion(champion("2", "promote", decision().decision_id), expected="1")
-    assert [entry.version for entry in records.champion_history("m")] == ["1"]
+    (told,) = records.events("m", kind="gate.decided")
+    with closing(sqlite3.connect(path)) as connection:
+        (content,) = connection.execute("SELECT content FROM decisions").fetchone()
+    assert json.loads(told.payload)["sha256"] == hashlib.sha256(content.encode()).hexdigest()
 
 
-@pytest.mark.parametrize(("promote", "approved"), [(True, False), (False, True)])
-def test_the_database_refuses_a_promotion_that_was_rejected_or_failed_the_gate(
-    records: Records, promote: bool, approved: bool
-) -> None:
-    records.move_champion(champion("1"), expected=None)
-    made = sign(records, promote, approved)
-    with pytest.raises(RecordsError, match="needs an approval"):
-        records.move_champion(champion("2", "promote", made.decision_id), expected="1")
+# ---- held-out cohorts
 
 
-def test_an_approved_promotion_moves_the_champion_once(records: Records) -> None:
-    records.move_champion(champion("1"), expected=None)
-    made = sign(records)
-    assert records.move_champion(champion("2", "promote", made.decision_id), expected="1").number == 2
-    with pytest.raises(StaleChampion, match="2 is"):
-        records.move_champion(champion("3", "promote", made.decision_id), expected="1")
-    live = records.champion("m")
-    assert live is not None
-    assert live.version == "2"
+def held_out(*manifest: str) -> HeldOutCohort:
+    return HeldOutCohort(name="old", kind="old", manifest=manifest, digest=digest_of(manifest))
+
+
+def test_a_held_out_cohort_is_locked_once_and_each_look_is_kept(records: Records) -> None:
+    for _ in range(2):
+        records.lock_held_out("m", held_out("a", "b"), AT)
+    assert records.held_out("m") == [held_out("a", "b")]
+    with pytest.raises(RecordsError, match="locked with another content; choose another name"):
+        records.lock_held_out("m", held_out("a", "c"), AT)
+    for run_id in ("one", "one"):
+        records.look_at_held_out("m", "old", held_out("a", "b").digest, run_id, AT)
+    look = Look(model="m", name="old", digest=held_out("a", "b").digest, run_id="one", at=AT)
+    assert records.looks("m") == [look, look]
+    assert kinds(records)[1:] == ["held_out.locked", "held_out.looked_at", "held_out.looked_at"]
+
+
+# ---- people and signatures
+
+
+def test_people_are_added_once(records: Records) -> None:
+    records.add_user("quinn", "quality officer", "hash", AT)
+    records.add_user("emma", "engineer", "hash", AT)
+    with pytest.raises(RecordsError, match="a user 'quinn' already"):
+        records.add_user("quinn", "engineer", "other", AT)
+    quinn = User(name="quinn", role="quality officer", password_hash="hash", active=True)
+    assert records.user("quinn") == quinn
+    assert [person.name for person in records.users()] == ["emma", "quinn"]
+    assert "hash" not in "".join(event.payload for event in records.events())
 
 
 def test_the_first_final_word_on_a_decision_stands(records: Records) -> None:
     made = sign(records, approved=False)
-    late = Signature(
-        decision_id=made.decision_id, digest=made.digest, user="quinn", role="q", approved=True, meaning="", at=AT
-    )
+    late = word(made, approved=True)
     with pytest.raises(RecordsError, match="rejected by quinn already"):
         records.save_signature(late, AT)
+    assert [signature.approved for signature in records.signatures(made.decision_id)] == [False]
+    (told,) = records.events(kind="decision.signed")
+    assert (told.actor, json.loads(told.payload)["approved"]) == ("quinn", False)
 
 
 def test_a_signature_under_something_else_is_refused(records: Records) -> None:
-    made = decision()
-    records.save_decision(made, AT)
-    other = Signature(decision_id=made.decision_id, digest="0", user="q", role="q", approved=True, meaning="", at=AT)
+    records.save_decision(decision(), AT)
     with pytest.raises(RecordsError, match="not what the gate decided"):
-        records.save_signature(other, AT)
+        records.save_signature(replace(word(decision()), digest="0"), AT)
 
 
-# ---- events
+# ---- champions
 
 
-def test_the_chain_holds_and_counts(records: Records) -> None:
-    add(records, [prediction(1)], "a.csv")
-    state = records.verify_events()
-    assert (state.ok, state.n) == (True, 3)
+def promotion(made: GateDecision, version: str = "2") -> ChampionRecord:
+    return replace(champion(version, "promote", made.decision_id), adapter_sha256=made.adapter_sha256)
 
 
-@pytest.mark.parametrize("table", ["events", "champions", "signatures", "decisions"])
-def test_the_database_refuses_to_change_or_delete_what_is_append_only(records: Records, url: str, table: str) -> None:
-    records.move_champion(champion("1"), expected=None)
-    sign(records)
-    connection = sqlite3.connect(url.removeprefix("sqlite:///"))
-    column = {"events": "actor", "champions": "actor", "signatures": "meaning", "decisions": "content"}[table]
-    for statement in (f"UPDATE {table} SET {column} = 'x'", f"DELETE FROM {table}"):
-        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
-            connection.execute(statement)
-    connection.close()
-
-
-@pytest.mark.parametrize(
-    ("statement", "row"),
-    [
-        ("UPDATE events SET actor = 'wardrounc' WHERE seq = 2", 2),
-        ("UPDATE events SET payload = replace(payload, '1', '2') WHERE seq = 3", 3),
-        ("UPDATE events SET at = '2026-03-30 06:00:01.000000' WHERE seq = 1", 1),
-        ("DELETE FROM events WHERE seq = 2", 2),
-        ("DELETE FROM events WHERE seq = 4", 4),
-        ("UPDATE events SET seq = CASE seq WHEN 2 THEN 30 ELSE 2 END WHERE seq IN (2, 3)", 2),
-    ],
-)
-def test_one_changed_byte_or_row_is_found_and_named(records: Records, url: str, statement: str, row: int) -> None:
-    for i in range(2):
-        add(records, [prediction(i)], f"{i}.csv")
+def test_an_approved_promotion_moves_the_champion_once(records: Records) -> None:
+    assert records.move_champion(champion("1"), expected=None).number == 1
+    made = sign(records)
+    assert records.move_champion(promotion(made), expected="1").number == 2
+    with pytest.raises(StaleChampion, match="version 1 was expected to be live, but 2 is"):
+        records.move_champion(promotion(made, "3"), expected="1")
+    live = records.champion("m")
+    assert live == replace(promotion(made), number=2)
+    back = replace(champion("1", "rollback"), reason="worse")
+    assert records.move_champion(back, expected="2").number == 3
+    assert [entry.version for entry in records.champion_history("m")] == ["1", "2", "1"]
+    told = [json.loads(event.payload) for event in records.events("m", kind="champion.moved")]
+    assert [(move["from"], move["to"]) for move in told] == [(None, "1"), ("1", "2"), ("2", "1")]
     assert records.verify_events().ok
-    connection = sqlite3.connect(url.removeprefix("sqlite:///"))
-    for verb in ("update", "delete"):
-        connection.execute(f"DROP TRIGGER events_refuse_{verb}")
-    if "DELETE FROM events WHERE seq = 4" in statement:
-        statement = "DELETE FROM events WHERE seq >= 4"
-    if "CASE" in statement:
-        connection.execute("UPDATE events SET seq = 30 WHERE seq = 2")
-        connection.execute("UPDATE events SET seq = 2 WHERE seq = 3")
-        statement = "UPDATE events SET seq = 3 WHERE seq = 30"
-    connection.execute(statement)
-    connection.commit()
-    connection.close()
-    state = records.verify_events()
-    assert (state.ok, state.bad_row) == (False, row)
 
 
-def chain(*payloads: str) -> list[Event]:
-    events, previous = [], BEGINNING
-    for seq, payload in enumerate(payloads, start=1):
-        event = Event(
-            seq=seq, at=AT, actor="a", kind="k", model="m", subject="s", payload=payload, previous=previous, digest=""
-        )
-        event = Event(**{f: getattr(event, f) for f in event.__slots__} | {"digest": event_digest(event)})
-        previous = event.digest
-        events.append(event)
-    return events
+def records_decision(records: Records) -> GateDecision:
+    records.save_plan(plan(), AT)
+    records.save_decision(decision(), AT)
+    return decision()
 
 
-@given(st.lists(st.text(max_size=5), min_size=1, max_size=6), st.data())
-def test_any_change_to_any_event_breaks_the_chain_there(payloads: list[str], data: st.DataObject) -> None:
-    events = chain(*payloads)
-    head = events[-1].digest
-    assert verify_chain(events, count=len(events), head=head).ok
-    place = data.draw(st.integers(0, len(events) - 1))
-    field = data.draw(st.sampled_from(["actor", "kind", "model", "subject", "payload"]))
-    fields = {f: getattr(events[place], f) for f in events[place].__slots__}
-    events[place] = Event(**fields | {field: fields[field] + "x"})
-    state = verify_chain(events, count=len(events), head=head)
-    assert (state.ok, state.bad_row) == (False, place + 1)
+FORGERIES = {
+    "no signature": (records_decision, {}),
+    "rejected": (lambda r: sign(r, approved=False), {}),
+    "failed the gate": (lambda r: sign(r, promote=False), {}),
+    "signed by the proposer": (lambda r: sign(r, signer="emma"), {}),
+    "of another adapter": (sign, {"adapter_sha256": "b" * 64}),
+    "of another decision": (sign, {"decision_id": "gate-x"}),
+    "of another model": (sign, {"model": "other"}),
+    "first again": (sign, {"kind": "first"}),
+    "back to what never was": (sign, {"kind": "rollback"}),
+    "back to another adapter": (
+        sign,
+        {"kind": "rollback", "version": "1", "adapter_sha256": "b" * 64},
+    ),
+    "of an unknown kind": (sign, {"kind": "override"}),
+}
+REFUSALS = r"needs an approval|needs a model without one|was live before|known_kind"
 
 
-def test_canonical_json_is_one_way_and_refuses_nan() -> None:
-    assert canonical_json({"b": 1, "a": [1.0, "é"]}) == '{"a":[1.0,"é"],"b":1}'
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        canonical_json(float("nan"))
+@pytest.mark.parametrize("case", FORGERIES)
+def test_no_row_makes_a_champion_without_an_approval(records: Records, path: Path, case: str) -> None:
+    """G-06: the database refuses, whether it is asked through the records or with plain SQL."""
+    prepare, change = FORGERIES[case]
+    records.move_champion(champion("1"), expected=None)
+    forged = replace(promotion(prepare(records)), **change)
+    events = len(records.events())
+    with pytest.raises(RecordsError, match=f"was not promoted: .*({REFUSALS})"):
+        records.move_champion(forged, expected=None if forged.model == "other" else "1")
+    columns = "model, number, version, adapter_sha256, decision_id, kind, actor, reason, since"
+    values = (forged.version, forged.adapter_sha256, forged.decision_id, forged.kind)
+    sql = f"INSERT INTO champions ({columns}) VALUES (?, 2, ?, ?, ?, ?, 'a', '', '2026-01-01 00:00:00.000000')"
+    with closing(sqlite3.connect(path)) as connection, pytest.raises(sqlite3.IntegrityError, match=REFUSALS):
+        connection.execute(sql, (forged.model, *values))
+    assert [entry.version for entry in records.champion_history("m")] == ["1"]
+    assert len(records.events()) == events
+
+
+MOVER = """
+    import sys
+    from dataclasses import replace
+    from registry.records import StaleChampion, open_records
+    records, who = open_records(sys.argv[1]), sys.argv[2]
+    second = records.champion_history("m")[1]
+    sys.stdin.readline()
+    try:
+        print(records.move_champion(replace(second, kind="rollback", actor=who), expected="1").number)
+    except StaleChampion:
+        print("stale")
+"""
+
+
+@pytest.mark.slow
+def test_of_processes_that_move_the_champion_at_once_one_wins(records: Records, path: Path) -> None:
+    """I-13: all expect version 1 to be live; compare-and-set lets one through."""
+    records.move_champion(champion("1"), expected=None)
+    made = sign(records)
+    records.move_champion(promotion(made), expected="1")
+    records.move_champion(champion("1", "rollback"), expected="2")
+    command = [sys.executable, "-c", textwrap.dedent(MOVER), f"sqlite:///{path}"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "PYTHONPATH": "."}
+    movers = [subprocess.Popen([*command, str(who)], env=environment, **pipes) for who in range(4)]  # type: ignore[call-overload]
+    said = sorted(mover.communicate("go\n", timeout=100)[0].strip() for mover in movers)
+    assert said == ["4", "stale", "stale", "stale"]
+    assert len(records.champion_history("m")) == 4
+    assert records.verify_events().ok
 
 
 # ---- the store itself
 
 
-def test_another_schema_is_refused_with_the_cure(records: Records, url: str) -> None:
-    connection = sqlite3.connect(url.removeprefix("sqlite:///"))
-    connection.execute("UPDATE meta SET value = '99' WHERE key = 'schema'")
-    connection.commit()
-    connection.close()
-    with pytest.raises(RecordsError, match="schema 99"):
-        open_records(url)
+def test_another_schema_is_refused_with_the_cure_and_left_as_it_was(records: Records, path: Path) -> None:
+    records.close()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE meta SET value = '99' WHERE key = 'schema'")
+    before = path.read_bytes()
+    with pytest.raises(RecordsError, match=r"schema 99, this version of Wardround needs .*; use the version"):
+        open_records(f"sqlite:///{path}")
+    assert path.read_bytes() == before
+
+
+def test_a_database_of_something_else_is_refused_and_left_as_it_was(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE runs (id)")
+    before = path.read_bytes()
+    with pytest.raises(RecordsError, match="other tables than Wardround's; set database to a file of its own"):
+        open_records(f"sqlite:///{path}")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("sqlite:///{path}/no/such/folder/w.db", "unable to open"),
+        ("sqlite:///{path}", "not a database"),
+        ("nonsense", "is no database that can be opened"),
+        ("postgresql://host/db", r"is no database that can be opened|need SQLite"),
+    ],
+)
+def test_what_cannot_be_opened_is_one_clear_error(path: Path, url: str, problem: str) -> None:
+    path.write_bytes(b"this is a text file, and quite certainly no database" * 50)
+    with pytest.raises(RecordsError, match=problem) as caught:
+        open_records(url.format(path=path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_full_or_locked_database_is_one_clear_error_and_nothing_is_written(
+    records: Records, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("registry.database.BUSY_SECONDS", 0.1)
+    records.close()
+    records = open_records(f"sqlite:///{path}")
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(RecordsError, match=r"nothing was written: database is locked; .*try again"):
+            records.save_plan(plan(), AT)
+        other.execute("ROLLBACK")
+    assert records.plans("m") == []
+    records.save_plan(plan(), AT)
+    assert records.verify_events().ok
+    records.close()
 
 
 def test_every_connection_has_the_durable_profile(records: Records) -> None:
-    with records._engine.connect() as connection:
-        values = {
-            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
-            for name in ("foreign_keys", "busy_timeout", "synchronous", "secure_delete", "journal_mode")
-        }
+    """I-06, of several connections at once."""
     journal = "wal" if wal_is_safe(sqlite3.sqlite_version_info) else "truncate"
-    expected = {"foreign_keys": 1, "busy_timeout": 30000, "synchronous": 2, "secure_delete": 1, "journal_mode": journal}
-    assert values == expected
+    expected = {"foreign_keys": 1, "busy_timeout": 30000, "synchronous": 2, "secure_delete": 1, "trusted_schema": 0}
+    connections = [records._engine.connect() for _ in range(3)]
+    for connection in connections:
+        values = {name: connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in (*expected, "journal_mode")}
+        assert values == {**expected, "journal_mode": journal}
+    for connection in connections:
+        connection.close()
 
 
 @pytest.mark.parametrize(
     ("version", "safe"),
     [
         ((3, 40, 1), False),
+        ((3, 44, 5), False),
         ((3, 44, 6), True),
         ((3, 45, 0), False),
+        ((3, 50, 6), False),
         ((3, 50, 7), True),
+        ((3, 51, 0), False),
         ((3, 51, 2), False),
         ((3, 51, 3), True),
+        ((3, 52, 0), True),
     ],
 )
 def test_the_write_ahead_log_is_used_only_where_it_is_safe(version: tuple[int, int, int], safe: bool) -> None:
     assert wal_is_safe(version) is safe
 
 
-WRITER = textwrap.dedent(
-    """
-    import sys
-    from datetime import UTC, datetime, timedelta
-    from monitor.cohorts import Prediction
-    from registry.records import open_records
-    at = datetime(2026, 3, 30, tzinfo=UTC)
-    records = open_records(sys.argv[1])
-    for k in range(int(sys.argv[2]), int(sys.argv[3])):
-        batch = records.begin_batch("m", f"{k}.csv", f"{k}", at)
-        common = dict(model="m", patient_key="p", produced_at=at, scores=(0.5,), labels=(None,))
-        rows = [Prediction(study_uid=f"s{k}-{i}", **common) for i in range(5)]
-        records.add_predictions(batch, rows, at)
-        records.finish_batch(batch, at)
-        print(k, flush=True)
-    """
-)
-
-
-def start_writer(url: str, first: int, last: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", WRITER, url, str(first), str(last)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": "."})
-
-
-@pytest.mark.slow
-def test_writers_at_once_never_fork_the_chain(records: Records, url: str) -> None:
-    writers = [start_writer(url, 100 * who, 100 * who + 15) for who in range(3)]
-    for writer in writers:
-        writer.communicate(timeout=120)
-        assert writer.returncode == 0
-    state = records.verify_events()
-    assert (state.ok, state.n) == (True, 1 + 2 * 45)
-
-
-@pytest.mark.fault
-@pytest.mark.parametrize("seconds", [0.2, 0.35, 0.5, 0.8, 1.1])
-def test_a_killed_writer_leaves_whole_batches_and_a_chain_that_holds(
-    records: Records, url: str, seconds: float
-) -> None:
-    """I-03, I-05: what was acknowledged is there, batches are whole, the chain holds."""
-    writer = start_writer(url, 0, 10_000)
-    assert writer.stdout is not None
-    first = writer.stdout.readline()
-    time.sleep(seconds)
-    writer.send_signal(signal.SIGKILL)
-    acknowledged = [first, *writer.stdout.read().splitlines()]
-    writer.wait()
-    writer.stdout.close()
-    again = open_records(url)
-    assert again.verify_events().ok
-    stored = len(again.load_cohort("m"))
-    assert stored % 5 == 0
-    assert stored >= 5 * len([line for line in acknowledged if line.strip()])
-    integrity = sqlite3.connect(url.removeprefix("sqlite:///"))
-    assert integrity.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    integrity.close()
-
-
-def test_events_tell_what_happened_in_words_that_programs_read(records: Records) -> None:
-    sign(records)
-    told = [event for event in records.events("m") if event.kind == "decision.signed"]
-    assert [event.actor for event in told] == ["quinn"]
-    assert json.loads(told[0].payload)["approved"] is True
+def test_a_signature_of_nobody_is_refused(records: Records) -> None:
+    made = records_decision(records)
+    with pytest.raises(RecordsError, match="nobody is not a user; add the person first"):
+        records.save_signature(replace(word(made), user="nobody"), AT)
+    assert records.signatures(made.decision_id) == []
