@@ -60,7 +60,7 @@ class Learner:
             optimizer=torch.optim.AdamW(model.parameters(), lr=policy.learning_rate, weight_decay=0.01),
             criterion=TRAINING[adapter.card.task].loss,
             train_mb_size=policy.batch_size,
-            plugins=[*STRATEGIES[strategy](policy, self._memory), self._watch],
+            plugins=[*STRATEGIES[strategy](policy, self._memory), _CosineDecay(policy), self._watch],
             evaluator=EvaluationPlugin(loggers=[BaseLogger()]),  # one that says nothing; with none it warns,
         )
 
@@ -132,6 +132,23 @@ class _TrainableOnly(nn.Module):
 
     def named_parameters(self, *arguments: Any, **options: Any) -> Iterator[tuple[str, nn.Parameter]]:
         return ((n, p) for n, p in super().named_parameters(*arguments, **options) if p.requires_grad)
+
+
+class _CosineDecay(SupervisedPlugin):  # type: ignore[misc]
+    """Let the learning rate of each stage fall to 0 along a cosine (Loshchilov and Hutter 2017).
+
+    With a constant rate the last step decides how sure the scores sound: the Brier score on what was
+    learned before differed threefold between seeds.
+    """
+
+    def __init__(self, policy: AdaptationPolicy) -> None:
+        super().__init__()
+        self._rate, self._epochs = policy.learning_rate, policy.epochs
+
+    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        done = strategy.clock.train_exp_iterations / (self._epochs * len(strategy.dataloader))
+        for group in strategy.optimizer.param_groups:
+            group["lr"] = self._rate * (1 + math.cos(math.pi * done)) / 2
 
 
 class _LossWatch(SupervisedPlugin):  # type: ignore[misc]

@@ -3,13 +3,19 @@
 import streamlit as st
 
 from dashboard import adaptation_page, approvals_page, audit_page, drift_page, fairness_page, overview_page
+from dashboard.palette import NOW
 from dashboard.reading import model_names, plain, store
 from dashboard.signing_in import Visitor, show_sign_in, sign_out, visitor
+
+ICON = f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">
+<rect width="32" height="32" rx="7" fill="{NOW}"/>
+<path d="M4 17h7l3-8 5 15 3-7h6" fill="none" stroke="white" stroke-width="3" stroke-linejoin="round"/></svg>"""
+"""Drawn here: Streamlit fetches the icon that it shows for a symbol's name from a server of Google's."""
 
 
 def main() -> None:
     """Show the side bar and the chosen page to a person who is signed in, and nothing to anybody else."""
-    st.set_page_config(page_title="Wardround", page_icon=":material/stethoscope:", layout="wide")
+    st.set_page_config(page_title="Wardround", page_icon=ICON, layout="wide")
     person = visitor()
     pages = [
         st.Page(

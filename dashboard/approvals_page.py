@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pandas as pd
 import streamlit as st
 
 from dashboard import treatment_charts
+from dashboard.glossary import show_terms
+from dashboard.names import day, metric_words, reword, sentence, strategy_words
 from dashboard.palette import OUTCOME_WORDS
-from dashboard.reading import chosen_model, now, plain, store, versions
-from dashboard.signing_in import Visitor, identify, show_sign_in, visitor
-from dashboard.wording import day, tell_consequence
-from registry.approvals import SIGNERS, approve, reject
+from dashboard.reading import choose, chosen_model, now, plain, show_table, store, versions
+from dashboard.signing_in import Visitor, show_sign_in, visitor
+from dashboard.wording import name_plan, tell_consequence
+from registry.approvals import SIGNERS, approve, identify, reject
 from registry.decisions import GateDecision, Signature
 from registry.entries import ChampionRecord
 from registry.promotion import Promotion, lineage, promote, rollback
@@ -22,6 +23,15 @@ from registry.records import Records, RecordsError
 APPROVE, REFUSE = "I approve", "I refuse"
 MEANING = "I have reviewed the held-out results and approve this adapter for use on live studies."
 NOTICE = "notice"
+TERMS = (
+    "Champion and challenger",
+    "Held-out cohort",
+    "The gate",
+    "Calibration",
+    "Forgetting",
+    "95 % interval",
+    "Digest",
+)
 
 
 def show() -> None:
@@ -35,18 +45,23 @@ def show() -> None:
     model = chosen_model()
     if notice := st.session_state.pop(NOTICE, ""):
         st.success(plain(notice), icon=":material/check_circle:")
+        _keep_choice()
     decisions = records.decisions(model)
     if decisions:
         _show_decision(_pick(records, decisions), person)
     else:
         st.info("Nothing waits for you: the gate has judged no adapter yet.")
     _show_champion(records, model, person)
+    show_terms(*TERMS, metrics=("auroc", "brier"))
 
 
-def state_of(decision: GateDecision, signatures: Sequence[Signature], live: ChampionRecord | None) -> str:
+def state_of(decision: GateDecision, signatures: Sequence[Signature], history: Sequence[ChampionRecord]) -> str:
     """Say in a few words where a decision stands; those that wait for a person sort before the others."""
+    live = history[-1] if history else None
     if live is not None and live.decision_id == decision.decision_id:
         return f"live as version {live.version}"
+    if any(move.decision_id == decision.decision_id for move in history):
+        return "was live, is not any more"
     if any(not signature.approved for signature in signatures):
         return "refused by a person"
     if not decision.promote:
@@ -56,10 +71,18 @@ def state_of(decision: GateDecision, signatures: Sequence[Signature], live: Cham
     return "approved, waits to go live" if signatures else "waits for a signature"
 
 
+def _keep_choice() -> None:
+    """Choose the same decision anew, so that the list shows its new state and not the one it was picked under."""
+    if "decision" in st.session_state:
+        st.session_state["decision"] = st.session_state["decision"]
+
+
 def _pick(records: Records, decisions: Sequence[GateDecision]) -> GateDecision:
-    strategies = {run.run_id: run.strategy for run in records.runs(decisions[0].model)}
-    live = records.champion(decisions[0].model)
-    states = {d.decision_id: state_of(d, records.signatures(d.decision_id), live) for d in decisions}
+    model = decisions[0].model
+    strategies = {run.run_id: sentence(strategy_words(run.strategy)) for run in records.runs(model)}
+    plans = {plan.plan_id: name_plan(plan) for plan in records.plans(model)}
+    history = records.champion_history(model)
+    states = {d.decision_id: state_of(d, records.signatures(d.decision_id), history) for d in decisions}
     order = ("approved, waits to go live", "waits for a signature")
 
     def rank(decision: GateDecision) -> tuple[bool, bool]:
@@ -67,15 +90,20 @@ def _pick(records: Records, decisions: Sequence[GateDecision]) -> GateDecision:
         return state not in order, not state.startswith("live")
 
     def name(decision: GateDecision) -> str:
-        return f"{strategies.get(decision.run_id, '?')}: {states[decision.decision_id]} ({decision.decision_id})"
+        plan = plans.get(decision.plan_id, decision.plan_id)
+        return f"{strategies.get(decision.run_id, decision.run_id)}: {states[decision.decision_id]}. {plan}"
 
     waiting = sum(state in order for state in states.values())
     label = f"Decision ({waiting} of {len(decisions)} waiting for a person)"
     newest_first = decisions[::-1]
-    return st.selectbox(label, sorted(newest_first, key=rank), format_func=name, key="decision")
+    ranked = sorted(newest_first, key=rank)
+    return choose(label, {decision.decision_id: decision for decision in ranked}, name, key="decision")
 
 
 def _show_decision(decision: GateDecision, person: Visitor) -> None:
+    _, records = store()
+    proposer = records.plan(decision.plan_id).proposed_by
+    st.caption(plain(f"{decision.decision_id}, proposed by {proposer}, adapter {decision.adapter_sha256[:12]}"))
     failed = [check for check in decision.checks if not check.passed]
     if decision.promote:
         st.success(
@@ -99,22 +127,21 @@ def _show_decision(decision: GateDecision, person: Visitor) -> None:
     st.subheader("Every reason", anchor=False)
     for check in [*failed, *(check for check in decision.checks if check.passed)]:
         mark = ":green[:material/check:]" if check.passed else ":red[:material/close:]"
-        st.markdown(f"{mark} {plain(check.reason)}")
+        st.markdown(f"{mark} {plain(reword(check.reason))}")
     with st.expander("The figures as a table"):
-        st.dataframe(_table(decision), hide_index=True, width="stretch")
+        show_table(_table(decision))
     _show_signature(decision, person)
 
 
 def _show_signature(decision: GateDecision, person: Visitor) -> None:
     _, records = store()
     signatures = records.signatures(decision.decision_id)
-    live = records.champion(decision.model)
     st.subheader("Signature", anchor=False)
     for signature in signatures:
         word = "Approved" if signature.approved else "Refused"
         told = f"{word} by {signature.user} ({signature.role}) on {day(signature.at)}, {signature.at:%H:%M} UTC: "
         st.markdown(plain(told + signature.meaning))
-    state = state_of(decision, signatures, live)
+    state = state_of(decision, signatures, records.champion_history(decision.model))
     if state == "approved, waits to go live":
         _offer_promotion(decision, person)
     elif state == "waits for a signature":
@@ -134,13 +161,14 @@ def _offer_signature(records: Records, decision: GateDecision, person: Visitor) 
     if person.role not in SIGNERS:
         st.info(plain(f"You are here as {person.role}; a {' or a '.join(SIGNERS)} signs."))
         return
-    with st.form("sign"):
+    key = decision.decision_id
+    with st.form(f"sign {key}"):
         st.caption(plain(f"You sign as {person.name}, {person.role}. Proposed by {proposer}."))
-        answer = st.radio("Your decision", (APPROVE, REFUSE), index=None, horizontal=True, key="answer")
+        answer = st.radio("Your decision", (APPROVE, REFUSE), index=None, horizontal=True, key=f"answer {key}")
         meaning = st.text_area(
-            "What your signature means", placeholder=f"For example: {MEANING}", key="meaning", height=80
+            "What your signature means", placeholder=f"For example: {MEANING}", key=f"meaning {key}", height=80
         )
-        password = st.text_input("Your password, again", type="password", key="password")
+        password = st.text_input("Your password, again", type="password", key=f"password {key}")
         pressed = st.form_submit_button("Sign", type="primary")
         st.caption(f"Your signature covers exactly what is shown above (digest {decision.digest[:16]}).")
     if not pressed:
@@ -164,7 +192,7 @@ def _offer_promotion(decision: GateDecision, person: Visitor) -> None:
         _, records = store()
 
         def go() -> Promotion:
-            actor = identify(records, person.name, password, now()).name
+            actor = identify(records, person.name, password, at=now(), model=decision.model).name
             return promote(records, versions(), decision.decision_id, actor=actor, at=now())
 
         _act(go, "It is the champion now.")
@@ -189,7 +217,7 @@ def _show_champion(records: Records, model: str, person: Visitor) -> None:
     if pressed:
 
         def go() -> Promotion:
-            actor = identify(records, person.name, password, now()).name
+            actor = identify(records, person.name, password, at=now(), model=model).name
             return rollback(records, versions(), model, actor=actor, reason=reason, at=now())
 
         _act(go, f"Version {line[-2].version} is the champion again.")
@@ -201,28 +229,26 @@ def _act(step: Callable[[], Any], done: str) -> None:
         with st.spinner("Writing it into the record"):
             outcome = step()
     except RecordsError as error:
-        st.error(plain(error), icon=":material/block:")
+        st.error(f"**Not done:** {plain(error)}", icon=":material/block:")
         return
     pending = outcome.pending if isinstance(outcome, Promotion) else ""
     st.session_state[NOTICE] = f"{done} MLflow will be told later: {pending}" if pending else done
     st.rerun()
 
 
-def _table(decision: GateDecision) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {
-                "check": check.name,
-                "cohort": check.cohort,
-                "figure": check.metric,
-                "champion": check.champion,
-                "challenger": check.challenger,
-                "difference": check.difference,
-                "low": check.low,
-                "high": check.high,
-                "limit": check.margin,
-                "outcome": OUTCOME_WORDS[check.passed],
-            }
-            for check in decision.checks
-        ]
-    )
+def _table(decision: GateDecision) -> list[dict[str, object]]:
+    return [
+        {
+            "check": check.name,
+            "cohort": reword(check.cohort),
+            "figure": reword(metric_words(check.metric)),
+            "champion": check.champion,
+            "challenger": check.challenger,
+            "difference": check.difference,
+            "low": check.low,
+            "high": check.high,
+            "limit": check.margin,
+            "outcome": OUTCOME_WORDS[check.passed],
+        }
+        for check in decision.checks
+    ]

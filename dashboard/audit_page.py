@@ -8,9 +8,18 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import charts
+from dashboard.event_wording import EVENT_WORDS, tell_event, tell_move
+from dashboard.glossary import show_terms
 from dashboard.reading import chosen_model, plain, store
-from dashboard.wording import EVENT_WORDS, tell_event, tell_move
 from registry.audit import Event
+
+COLUMNS = {
+    "no.": st.column_config.NumberColumn(width=56),
+    "when (UTC)": st.column_config.DatetimeColumn(format="D MMM YYYY, HH:mm", width=150),
+    "who": st.column_config.TextColumn(width=120),
+    "what": st.column_config.TextColumn(width=180),
+    "in words": st.column_config.TextColumn(width=440),
+}
 
 
 def show() -> None:
@@ -21,7 +30,7 @@ def show() -> None:
     if state.ok:
         st.success(
             f"**The record holds.** {state.n} events, each chained to the one before: none was changed, removed or "
-            "reordered.",
+            "moved.",
             icon=":material/link:",
         )
     else:
@@ -39,7 +48,8 @@ def show() -> None:
         figure = charts.events_by_day(shown, EVENT_WORDS)
         st.plotly_chart(figure, width="stretch", key="events", config={"displayModeBar": False})
     st.caption(f"{len(shown)} of {len(events)} events, newest first.")
-    st.dataframe(_table(shown), hide_index=True, width="stretch", height=480)
+    st.dataframe(_table(shown), hide_index=True, width="stretch", height=480, column_config=COLUMNS)
+    show_terms("Event", "Digest", "Held-out cohort", "Champion and challenger", "The gate", "Adapter")
 
 
 def _show_champions() -> None:
@@ -48,8 +58,7 @@ def _show_champions() -> None:
     if not history:
         return
     with st.expander("Who was champion, and when", expanded=True):
-        for move in reversed(history):
-            st.markdown(f"- {plain(tell_move(move))}")
+        st.markdown("\n".join(f"- {plain(tell_move(move))}" for move in reversed(history)))
 
 
 def _filter(events: Sequence[Event]) -> list[Event]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
 
-from dashboard.palette import LINE, UNKNOWN, VERDICT_COLOURS, VERDICT_MARKS
+from dashboard.palette import LABEL, LINE, UNKNOWN, VERDICT_COLOURS, VERDICT_MARKS
 from monitor.cohorts import Window
 from monitor.results import Verdict
 
 ROW = 30
 """Pixels a row of a figure takes."""
+
+SIZE = 13
+"""Pixels of the words in a figure."""
 
 LONGEST = 60
 Interval = tuple[float | None, float | None, float | None]
@@ -26,20 +28,21 @@ def safe(text: str, longest: int = LONGEST) -> str:
     return escape(cut).replace("\n", " ")
 
 
-def middle(window: Window) -> datetime:
-    """Give the moment where a window's mark stands."""
-    return window.start + (window.end - window.start) / 2
-
-
-def spread(moments: Sequence[datetime], most: int = 14) -> list[datetime]:
+def spread(windows: Sequence[Window], most: int = 14) -> list[Window]:
     """Thin out tick marks so that they do not run into each other."""
-    return list(moments[:: -(-len(moments) // most) or 1])
+    return list(windows[:: -(-len(windows) // most) or 1])
 
 
 def mark(verdict: Verdict, size: int) -> dict[str, Any]:
     """Give the mark that a verdict has everywhere."""
     colour = VERDICT_COLOURS[verdict]
     return {"color": colour, "size": size, "symbol": VERDICT_MARKS[verdict], "line": {"width": 2, "color": colour}}
+
+
+def dot(colour: str, *, filled: bool = True) -> dict[str, Any]:
+    """Give a plain round mark; an empty one is what was before, or what is only estimated."""
+    symbol = "circle" if filled else "circle-open"
+    return {"color": colour, "size": 12, "symbol": symbol, "line": {"width": 2.5, "color": colour}}
 
 
 def whiskers(rows: Sequence[Interval]) -> dict[str, Any]:
@@ -56,6 +59,19 @@ def name_rows(figure: go.Figure, names: Sequence[str]) -> None:
     )
 
 
+def column_at_right(
+    figure: go.Figure, title: str, texts: Sequence[str], *, width: int = 110, colours: Sequence[str] = ()
+) -> go.Figure:
+    """Write one text a row, beside the figure, where no mark can run into it."""
+    for row, text in enumerate([*map(safe, texts), f"<i>{safe(title)}</i>"]):
+        place = {"y": row, "yref": "y"} if row < len(texts) else {"y": 1, "yref": "paper", "yanchor": "bottom"}
+        font = {"size": SIZE, "color": colours[row] if row < len(colours) else LABEL}
+        figure.add_annotation(
+            x=1, xref="paper", xanchor="left", xshift=10, text=text, showarrow=False, font=font, **place
+        )
+    return figure.update_layout(margin_r=width)
+
+
 def zero_line(figure: go.Figure) -> None:
     """Draw where nothing differs."""
     figure.update_xaxes(zeroline=True, zerolinewidth=2, zerolinecolor=UNKNOWN)
@@ -65,13 +81,14 @@ def finish(figure: go.Figure, height: int) -> go.Figure:
     """Give a figure the common look; colours of text and paper come from the page's theme, light or dark."""
     figure.update_layout(
         height=height,
-        margin={"l": 8, "r": 16, "t": 28, "b": 8},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        margin={"l": 8, "r": 16, "t": 36, "b": 8},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": SIZE}},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         hovermode="closest",
         dragmode=False,
     )
-    figure.update_xaxes(gridcolor=LINE, automargin=True, fixedrange=True)
-    figure.update_yaxes(gridcolor=LINE, automargin=True, fixedrange=True)
-    return figure
+    words = {"size": SIZE, "color": LABEL}
+    for update in (figure.update_xaxes, figure.update_yaxes):
+        update(gridcolor=LINE, automargin=True, fixedrange=True, tickfont=words, title_font=words)
+    return figure.update_yaxes(zeroline=False)

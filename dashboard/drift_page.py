@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import pandas as pd
 import streamlit as st
 
-from dashboard import charts
+from dashboard import charts, window_charts
+from dashboard.glossary import show_terms
+from dashboard.names import detector_words, feature_words, reword
 from dashboard.overview_page import show_banner
 from dashboard.palette import KIND_WORDS, VERDICT_WORDS
-from dashboard.reading import chosen_model, pick_window, plain, store
-from dashboard.wording import tell_window
+from dashboard.reading import chosen_model, pick_window, plain, show_table, store
+from dashboard.wording import tell_change, tell_window
 from monitor.results import Verdict, WindowReport
 
+TERMS: tuple[str, ...] = ("Reference", "Window", "Drift", "Not enough data", "Beyond chance", "95 % interval")
+TERMS += ("Estimated without labels", "Image embedding", "MMD, LSDD, classifier, KS, chi-square")
 QUIET_BAR = {"displayModeBar": False}
 
 
@@ -22,17 +25,18 @@ def show() -> None:
     reports = records.reports(chosen_model())
     if reports:
         st.subheader("Which kind of change, window by window", anchor=False)
-        st.plotly_chart(charts.kinds_by_week(reports), width="stretch", key="kinds", config=QUIET_BAR)
+        st.plotly_chart(window_charts.kinds_by_week(reports), width="stretch", key="kinds", config=QUIET_BAR)
     report = pick_window()
     if report is None:
         return
-    show_banner(report.verdict, tell_window(report), report.reason)
+    show_banner(report.verdict, tell_window(report), tell_change(report))
     _show_effects(report, settings.drift.minimum_effect)
     _show_places(report)
     _show_losses(report)
     with st.expander("The figures as a table"):
-        st.dataframe(_table(report), hide_index=True, width="stretch")
+        show_table(_table(report))
     _offer_evidently(report)
+    show_terms(*TERMS, metrics=("auroc", "sensitivity", "specificity", "accuracy"))
 
 
 def _show_effects(report: WindowReport, least: float) -> None:
@@ -42,12 +46,14 @@ def _show_effects(report: WindowReport, least: float) -> None:
         st.plotly_chart(figure, width="stretch", key="effects", config=QUIET_BAR)
         st.caption(
             "Each bar compares this window with the reference. It is called drift when chance is ruled out over "
-            "all bars together and the bar is longer than the dotted line. Patients, not images, are counted."
+            "all bars together and the bar is longer than the dotted line. p is how often chance alone would do as "
+            "much. Patients are counted, not images."
         )
     if unknown := [result for result in report.results if result.verdict is Verdict.NOT_ENOUGH_DATA]:
         with st.expander(f"{len(unknown)} of {len(report.results)} comparisons could not be made", expanded=True):
             for result in unknown:
-                st.markdown(f"- {plain(KIND_WORDS[result.kind])}, {plain(result.feature)}: {plain(result.reason)}")
+                what = f"{KIND_WORDS[result.kind]}, {feature_words(result.feature)}"
+                st.markdown(f"- {plain(what)}: {plain(result.reason)}")
 
 
 def _show_places(report: WindowReport) -> None:
@@ -72,32 +78,31 @@ def _show_losses(report: WindowReport) -> None:
         st.caption(plain(f"Not told where: {'; '.join(sorted(reasons))}."))
 
 
-def _table(report: WindowReport) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {
-                "kind": KIND_WORDS[result.kind],
-                "feature": result.feature,
-                "detector": result.detector,
-                "verdict": VERDICT_WORDS[result.verdict],
-                "effect": result.effect,
-                "effect is": result.effect_name,
-                "p": result.p_value,
-                "p needed": result.threshold,
-                "patients now": result.patients_current,
-                "patients in reference": result.patients_reference,
-                "in words": result.reason,
-            }
-            for result in report.results
-        ]
-    )
+def _table(report: WindowReport) -> list[dict[str, object]]:
+    return [
+        {
+            "kind": KIND_WORDS[result.kind],
+            "compared": feature_words(result.feature),
+            "detector": detector_words(result.detector),
+            "verdict": VERDICT_WORDS[result.verdict],
+            "effect": result.effect,
+            "effect is": result.effect_name,
+            "p": result.p_value,
+            "p needed": result.threshold,
+            "patients now": result.patients_current,
+            "patients in reference": result.patients_reference,
+            "in words": reword(result.reason),
+        }
+        for result in report.results
+    ]
 
 
 def _offer_evidently(report: WindowReport) -> None:
     settings, _ = store()
     name = report.window.key.replace("/", "_").replace(":", "")
-    path = settings.directory / "reports" / report.model / f"{name}.html"
-    if not path.is_file():
+    folder = (settings.directory / "reports").resolve()
+    path = (folder / report.model / f"{name}.html").resolve()
+    if not (path.is_relative_to(folder) and path.is_file()):
         st.caption("There is no Evidently report of this window.")
         return
     st.download_button(

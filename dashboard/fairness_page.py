@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pandas as pd
 import streamlit as st
 
-from dashboard import charts
-from dashboard.palette import METRIC_MEANINGS, METRIC_WORDS, VERDICT_WORDS
-from dashboard.reading import pick_finding, pick_window, plain
-from dashboard.wording import tell_gap
+from dashboard import charts, window_charts
+from dashboard.glossary import show_terms
+from dashboard.names import METRIC_MEANINGS, METRIC_WORDS, metric_words
+from dashboard.palette import VERDICT_WORDS
+from dashboard.reading import chosen_model, pick_finding, pick_window, plain, show_table, store
+from dashboard.wording import tell_gap, tell_unjudged
 from monitor.results import SubgroupGap, Verdict, WindowReport
 
 
 def show() -> None:
     """Show the page."""
     st.title("Fairness", anchor=False)
+    _, records = store()
+    reports = records.reports(chosen_model())
+    finding = pick_finding(reports[-1]) if reports else ""
+    _show_history(reports, finding)
     report = pick_window()
     if report is None:
         return
     if not report.gaps:
         st.info("The export carries no attributes, so no subgroups can be compared.")
         return
-    finding = pick_finding(report)
     gaps = [gap for gap in report.gaps if gap.finding == finding] or list(report.gaps)
     _show_headline(gaps)
     metric = _pick_metric(gaps)
@@ -36,9 +40,18 @@ def show() -> None:
             f"{mine[0].level:.0%} intervals over patients; the colour of a change is "
             "judged more strictly, over all subgroups together."
         )
-    _show_unjudged(mine, report)
+    _show_unjudged(mine)
     with st.expander("The figures as a table"):
-        st.dataframe(_table(mine), hide_index=True, width="stretch")
+        show_table(_table(mine))
+    show_terms("Subgroup", "Gap", "Reference", "95 % interval", "Not enough data", metrics=tuple(METRIC_MEANINGS))
+
+
+def _show_history(reports: Sequence[WindowReport], finding: str) -> None:
+    if any(report.gaps for report in reports):
+        st.subheader("Did a subgroup's gap change, window by window", anchor=False)
+        figure = window_charts.gaps_by_week(reports, finding)
+        st.plotly_chart(figure, width="stretch", key="history", config={"displayModeBar": False})
+        st.caption("No drift: none of its subgroups moved in any figure that could be judged.")
 
 
 def _show_headline(gaps: Sequence[SubgroupGap]) -> None:
@@ -69,34 +82,37 @@ def _pick_metric(gaps: Sequence[SubgroupGap]) -> str:
     return picked or moved
 
 
-def _show_unjudged(gaps: Sequence[SubgroupGap], report: WindowReport) -> None:
+def _show_unjudged(gaps: Sequence[SubgroupGap]) -> None:
+    """List the subgroups that could not be judged, with the reason; unfolded where there is nothing else to see."""
     missing = [gap for gap in gaps if gap.verdict is Verdict.NOT_ENOUGH_DATA]
     if not missing:
         return
-    with st.expander(f"{len(missing)} of {len(gaps)} subgroups could not be judged", expanded=not report.n_labelled):
-        for gap in missing:
-            st.markdown(f"- {plain(gap.attribute)} {plain(gap.value)}: {plain(gap.reason)}")
+    title = f"{len(missing)} of {len(gaps)} subgroups could not be judged by {metric_words(gaps[0].metric)}"
+    with st.expander(plain(title), expanded=len(missing) == len(gaps)):
+        st.markdown(
+            "\n".join(
+                f"- **{plain(gap.attribute)} {plain(gap.value)}**: {plain(tell_unjudged(gap))}" for gap in missing
+            )
+        )
 
 
-def _table(gaps: Sequence[SubgroupGap]) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {
-                "subgroup": f"{gap.attribute} {gap.value}",
-                "studies": gap.n,
-                "patients": gap.patients,
-                "inside": gap.inside,
-                "everyone else": gap.outside,
-                "gap": gap.gap,
-                "low": gap.low,
-                "high": gap.high,
-                "gap in reference": gap.reference_gap,
-                "change": gap.change,
-                "change low": gap.change_low,
-                "change high": gap.change_high,
-                "verdict": VERDICT_WORDS[gap.verdict],
-                "in words": gap.reason,
-            }
-            for gap in gaps
-        ]
-    )
+def _table(gaps: Sequence[SubgroupGap]) -> list[dict[str, object]]:
+    return [
+        {
+            "subgroup": f"{gap.attribute} {gap.value}",
+            "studies": gap.n,
+            "patients": gap.patients,
+            "inside": gap.inside,
+            "everyone else": gap.outside,
+            "gap": gap.gap,
+            "low": gap.low,
+            "high": gap.high,
+            "gap in reference": gap.reference_gap,
+            "change": gap.change,
+            "change low": gap.change_low,
+            "change high": gap.change_high,
+            "verdict": VERDICT_WORDS[gap.verdict],
+            "in words": tell_unjudged(gap),
+        }
+        for gap in gaps
+    ]

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pandas as pd
 import streamlit as st
 
-from dashboard import charts
-from dashboard.palette import METRIC_MEANINGS, VERDICT_WORDS
-from dashboard.reading import chosen_model, pick_finding, plain, store
+from dashboard import window_charts
+from dashboard.glossary import show_terms
+from dashboard.names import METRIC_MEANINGS, days
+from dashboard.palette import VERDICT_WORDS
+from dashboard.reading import chosen_model, pick_finding, plain, show_table, store
 from dashboard.wording import (
     tell_arrivals,
+    tell_change,
     tell_for_whom,
     tell_headline,
     tell_how_bad,
     tell_how_sure,
+    tell_other_losses,
     tell_proposal,
     tell_since_when,
 )
@@ -23,6 +26,8 @@ from monitor.results import Source, Verdict, WindowReport
 from registry.agenda import next_step
 
 METRIC = "auroc"
+TERMS: tuple[str, ...] = ("Reference", "Window", "Drift", "Not enough data", "Beyond chance", "95 % interval")
+TERMS += ("Estimated without labels", "Subgroup", "Adapter", "The gate", "Quarantine")
 BANNERS = {
     Verdict.DRIFT: (st.error, ":material/warning:"),
     Verdict.NO_DRIFT: (st.success, ":material/check_circle:"),
@@ -41,35 +46,41 @@ def show() -> None:
         _show_action(model)
         return
     newest = reports[-1]
-    show_banner(newest.verdict, tell_headline(reports), newest.reason)
+    show_banner(newest.verdict, tell_headline(reports), tell_change(newest))
     finding = pick_finding(newest)
     live = history[-1].version if history else ""
     answers = {
         "Since when?": tell_since_when(reports),
         "For whom?": tell_for_whom(newest),
-        "How bad is it?": tell_how_bad(
-            charts.harm_of(newest, Source.REALISED, METRIC, finding),
-            charts.harm_of(newest, Source.ESTIMATED, METRIC, finding),
-        ),
+        "How bad is it?": _tell_harm(newest, finding),
         "How sure are we?": tell_how_sure(newest, settings.drift.alpha),
         "What is proposed?": tell_proposal(records.plans(model), records.decisions(model), live),
         "Who must act?": next_step(records, model),
     }
     _show_answers(answers)
     st.subheader("Performance and verdicts, window by window", anchor=False)
-    figure = charts.week_by_week(reports, history, metric=METRIC, finding=finding)
+    figure = window_charts.week_by_week(reports, history, metric=METRIC, finding=finding)
     st.plotly_chart(figure, width="stretch", key="weeks", config={"displayModeBar": False}, alt=tell_headline(reports))
-    st.caption(f"{METRIC_MEANINGS[METRIC]} Bars are 95 % intervals over patients; marks below are the verdicts.")
+    st.caption(f"{METRIC_MEANINGS[METRIC]} Lines up and down are 95 % intervals; the marks below are the verdicts.")
     st.subheader("What came in", anchor=False)
     st.markdown(plain(tell_arrivals(records.batches(model), records.quarantined(model))))
     with st.expander("Every window as a table"):
-        st.dataframe(_table(reports, finding), hide_index=True, width="stretch")
+        show_table(_table(reports, finding))
+    show_terms(*TERMS, metrics=(METRIC,))
 
 
 def show_banner(verdict: Verdict, headline: str, reason: str) -> None:
     """Show a verdict in its colour: the headline in bold, the reason below."""
     box, icon = BANNERS[verdict]
     box(f"**{plain(headline)}**  \n{plain(reason)}", icon=icon)
+
+
+def _tell_harm(report: WindowReport, finding: str) -> str:
+    measured, estimated = (
+        window_charts.harm_of(report, source, METRIC, finding) for source in (Source.REALISED, Source.ESTIMATED)
+    )
+    others = tell_other_losses([harm for harm in report.harms if harm.finding == finding], METRIC)
+    return f"{tell_how_bad(measured, estimated)} {others}".strip()
 
 
 def _show_action(model: str) -> None:
@@ -87,20 +98,19 @@ def _show_answers(answers: dict[str, str]) -> None:
                 st.markdown(plain(answer))
 
 
-def _table(reports: Sequence[WindowReport], finding: str) -> pd.DataFrame:
-    rows = []
+def _table(reports: Sequence[WindowReport], finding: str) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
     for report in reversed(reports):
-        harm = charts.harm_of(report, Source.REALISED, METRIC, finding)
+        harm = window_charts.harm_of(report, Source.REALISED, METRIC, finding)
         rows.append(
             {
-                "from": report.window.start.date(),
-                "to": report.window.end.date(),
+                "window": days(report.window),
                 "verdict": VERDICT_WORDS[report.verdict],
                 "studies": report.n,
                 "patients": report.patients,
                 "AUROC": harm.current if harm else None,
                 "loss": harm.loss if harm else None,
-                "why": report.reason,
+                "why": tell_change(report),
             }
         )
-    return pd.DataFrame(rows)
+    return rows

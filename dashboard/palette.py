@@ -6,7 +6,10 @@ alone, a mark or a word always says the same. Each has a contrast of at least 3 
 
 from __future__ import annotations
 
-from monitor.results import DriftKind, Verdict
+from monitor.results import DriftKind, Source, Verdict
+
+LIGHT, DARK = "#FFFFFF", "#12171D"
+"""The two backgrounds."""
 
 LOOK = "#D55E00"
 """Vermilion: a person must look (drift, refused)."""
@@ -23,11 +26,17 @@ BEFORE = "#4A97C9"
 NOW = "#0072B2"
 """Dark blue: this window, or the challenger."""
 
+PALE = "#E3EFF7"
+"""The palest of the blues: a low figure in a table that is coloured."""
+
 ESTIMATE = "#B5659A"
 """Purple: estimated without labels, never measured."""
 
 LINE = "rgba(128, 138, 150, 0.28)"
 """Grid lines and zero lines."""
+
+LABEL = "#66727F"
+"""Slate: the words on axes."""
 
 VERDICT_COLOURS = {Verdict.DRIFT: LOOK, Verdict.NO_DRIFT: QUIET, Verdict.NOT_ENOUGH_DATA: UNKNOWN}
 VERDICT_WORDS = {
@@ -40,6 +49,7 @@ OUTCOME_COLOURS = {True: QUIET, False: LOOK}
 OUTCOME_WORDS = {True: "passed", False: "refused"}
 OUTCOME_MARKS = {True: "circle", False: "x"}
 
+SOURCE_WORDS: dict[str, str] = {Source.REALISED: "measured with labels", Source.ESTIMATED: "estimated without labels"}
 KIND_WORDS = {
     DriftKind.APPEARANCE: "How images look",
     DriftKind.ACQUISITION: "How images are taken",
@@ -47,26 +57,12 @@ KIND_WORDS = {
     DriftKind.BEHAVIOUR: "How the model answers",
     DriftKind.CONCEPT: "What a finding means",
 }
-METRIC_WORDS = {
-    "auroc": "AUROC",
-    "brier": "Brier score",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "accuracy": "accuracy",
-    "selection_rate": "share called positive",
-}
-METRIC_MEANINGS = {
-    "auroc": "How well the scores rank sick above healthy: 0.5 is chance, 1 is perfect.",
-    "sensitivity": "Of the studies with the finding, the share that the model catches.",
-    "specificity": "Of the studies without it, the share that the model leaves alone.",
-    "selection_rate": "The share of studies that the model calls positive, right or wrong.",
-}
 
 THEME = {
     "theme.baseRadius": "0.5rem",
     "theme.showWidgetBorder": "true",
     "theme.light.primaryColor": "#0072B2",
-    "theme.light.backgroundColor": "#FFFFFF",
+    "theme.light.backgroundColor": LIGHT,
     "theme.light.secondaryBackgroundColor": "#F4F6F8",
     "theme.light.textColor": "#1F2933",
     "theme.light.borderColor": "#DDE2E8",
@@ -80,7 +76,7 @@ THEME = {
     "theme.light.blueBackgroundColor": "#EEF1F4",
     "theme.light.blueTextColor": "#46525F",
     "theme.dark.primaryColor": "#56B4E9",
-    "theme.dark.backgroundColor": "#12171D",
+    "theme.dark.backgroundColor": DARK,
     "theme.dark.secondaryBackgroundColor": "#1B222B",
     "theme.dark.textColor": "#E4E9EE",
     "theme.dark.borderColor": "#313B47",

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
+import pandas as pd
 import streamlit as st
 
+from dashboard.names import distinct
 from dashboard.serving import DIRECTORY
 from dashboard.wording import tell_window
 from monitor.results import WindowReport
 from registry.model_versions import ModelVersions
 from registry.records import Records, open_records
 from registry.settings import Settings, read_settings
+
+Choice = TypeVar("Choice")
 
 MARKUP = re.compile(r"([!-/:-@\[-`{-~])")
 LINKS = re.compile(r"(?i)(www)(?=\.)|(https?|ftp|mailto|xmpp)(?=:)|(?<=\w)(@)(?=\w)")
@@ -63,7 +69,16 @@ def pick_window() -> WindowReport | None:
     if not reports:
         st.info("No window has been watched yet. The first verdict appears after the next round.")
         return None
-    return st.selectbox("Window", reports, format_func=tell_window, key="window")
+    return choose("Window", {report.window.key: report for report in reports}, tell_window, key="window")
+
+
+def choose(label: str, options: Mapping[str, Choice], name: Callable[[Choice], str], *, key: str) -> Choice:
+    """Let the reader pick one of some things, each under an identity of its own and a name that no other has.
+
+    Streamlit tells choices apart by the name shown: two of one name would both give the first.
+    """
+    names = dict(zip(options, distinct([name(option) for option in options.values()]), strict=True))
+    return options[st.selectbox(label, list(options), format_func=lambda place: names.get(place, place), key=key)]
 
 
 def pick_finding(report: WindowReport) -> str:
@@ -72,6 +87,15 @@ def pick_finding(report: WindowReport) -> str:
     if len(findings) > 1:
         return str(st.selectbox("Finding", findings, key="finding"))
     return findings[0] if findings else ""
+
+
+def show_table(rows: Sequence[Mapping[str, object]]) -> None:
+    """Show figures as a table, to three digits; what is missing is a dash."""
+    table = pd.DataFrame(rows)
+    fractions = {name: st.column_config.NumberColumn(format="%.3f") for name in table.select_dtypes("float").columns}
+    small = st.column_config.NumberColumn(format="%.4f")
+    fractions |= {name: small for name in fractions if name in ("p", "p needed")}
+    st.dataframe(table, hide_index=True, width="stretch", column_config=fractions, placeholder="–")
 
 
 def plain(text: object) -> str:

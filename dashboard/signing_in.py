@@ -8,9 +8,7 @@ from datetime import datetime, timedelta
 import streamlit as st
 
 from dashboard.reading import now, plain, store
-from registry.approvals import LOCK, WRONG_PASSWORD, WRONG_PASSWORDS, SignatureRefused, verify_password
-from registry.entries import User
-from registry.records import Records
+from registry.approvals import SignatureRefused, identify
 
 LONGEST_VISIT, LONGEST_PAUSE = timedelta(hours=8), timedelta(minutes=30)
 VISITOR = "visitor"
@@ -27,15 +25,17 @@ class Visitor:
 
 
 def visitor() -> Visitor | None:
-    """Give the person who is signed in; a long pause or a long day ends a visit."""
+    """Give the person who is signed in; a long pause, a long day or being disabled ends a visit."""
     person: Visitor | None = st.session_state.get(VISITOR)
     if person is None:
         return None
-    at = now()
-    if at - person.since > LONGEST_VISIT or at - person.seen > LONGEST_PAUSE:
+    at, (_, records) = now(), store()
+    known = records.user(person.name)
+    overdue = at - person.since > LONGEST_VISIT or at - person.seen > LONGEST_PAUSE
+    if overdue or known is None or not known.active:
         sign_out()
         return None
-    person = replace(person, seen=at)
+    person = replace(person, role=known.role, seen=at)
     st.session_state[VISITOR] = person
     return person
 
@@ -60,29 +60,10 @@ def show_sign_in() -> None:
             return
         _, records = store()
         try:
-            person = identify(records, name, password, now())
+            person = identify(records, name, password, at=now(), subject="dashboard")
         except SignatureRefused as error:
-            st.error(plain(error))
+            st.error(f"**Not signed in:** {plain(error)}")
             return
     at = now()
     st.session_state[VISITOR] = Visitor(name=person.name, role=person.role, since=at, seen=at)
     st.rerun()
-
-
-def identify(records: Records, name: str, password: str, at: datetime) -> User:
-    """Find the active person behind a name and password; every wrong one is an event, five lock for a while.
-
-    Raises:
-        SignatureRefused: wrong, locked, or may not act any more.
-    """
-    recent = [e for e in records.events() if e.kind == WRONG_PASSWORD and e.actor == name and at - e.at < LOCK]
-    if len(recent) >= WRONG_PASSWORDS:
-        minutes = int(LOCK.total_seconds() // 60)
-        raise SignatureRefused(f"{len(recent)} wrong passwords for {name}; try again in {minutes} minutes")
-    person = records.user(name)
-    if person is None or not verify_password(person.password_hash, password):
-        records.tell(at=at, kind=WRONG_PASSWORD, model="", subject="dashboard", payload={}, actor=name[:200])
-        raise SignatureRefused("the user name or the password is wrong; enter both again")
-    if not person.active:
-        raise SignatureRefused(f"{name} may not act any more")
-    return person

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from continual.plans import AdaptationRun
-from dashboard.drawing import ROW, Interval, finish, name_rows, safe, whiskers, zero_line
-from dashboard.palette import BEFORE, NOW, OUTCOME_COLOURS, OUTCOME_MARKS, OUTCOME_WORDS, UNKNOWN
-from dashboard.wording import metric_words, number
+from dashboard.drawing import SIZE, Interval, column_at_right, dot, finish, name_rows, safe, whiskers, zero_line
+from dashboard.names import metric_words, number, reword, strategy_words
+from dashboard.palette import (
+    BEFORE,
+    LABEL,
+    NOW,
+    OUTCOME_COLOURS,
+    OUTCOME_MARKS,
+    OUTCOME_WORDS,
+    PALE,
+    UNKNOWN,
+)
 from registry.decisions import GateCheck, GateDecision
 
 LOSSES_ARE_HIGHER = ("calibration", "subgroup gap", "forgetting")
@@ -31,18 +41,20 @@ def strategies_compared(runs: Sequence[AdaptationRun]) -> go.Figure:
     )
     for column in range(len(names)):
         before, after = _before(runs[0], column), [run.matrix[-1][column] for run in runs]
-        _draw_points(figure, column, [before], rows=[len(runs)], name="champion before", colour=BEFORE)
-        _draw_points(figure, column, after, rows=range(len(runs))[::-1], name="after learning", colour=NOW)
+        _draw_points(figure, column, [before], rows=[len(runs)], before=before)
+        _draw_points(figure, column, after, rows=range(len(runs))[::-1], before=before)
         known = [value for value in (before, *after) if value is not None]
         if before is not None:
             figure.add_vline(x=before, line={"color": BEFORE, "width": 2, "dash": "dash"}, row=1, col=column + 1)
         if known:
-            room = max(0.02, 0.35 * (max(known) - min(known)))
-            figure.update_xaxes(range=[min(known) - room, max(known) + room], row=1, col=column + 1)
-    name_rows(figure, [*(run.strategy for run in reversed(runs)), "champion before"])
-    figure.update_xaxes(tickformat=".2f", title="← worse      AUROC      better →", nticks=6)
+            room = max(0.03, 0.35 * (max(known) - min(known)))
+            low, high = min(known) - room, max(known) + room
+            figure.update_xaxes(range=[low, high], tickvals=_ticks(low, min(1.0, high)), row=1, col=column + 1)
+    name_rows(figure, [*(strategy_words(run.strategy) for run in reversed(runs)), "champion before"])
+    figure.update_xaxes(tickformat=".2f", title="← worse      AUROC      better →")
     figure.update_layout(showlegend=False)
-    figure = finish(figure, 150 + ROW * (len(runs) + 1))
+    figure = finish(figure, 150 + 34 * (len(runs) + 1))
+    figure.update_yaxes(showgrid=False).update_annotations(font={"size": SIZE + 1, "color": LABEL})
     return figure.update_layout(margin_t=44)
 
 
@@ -54,23 +66,28 @@ def forgetting_matrix(run: AdaptationRun) -> go.Figure:
             z=[list(row) for row in run.matrix],
             text=[[number(value) for value in row] for row in run.matrix],
             texttemplate="%{text}",
-            textfont={"size": 15},
-            colorscale="Cividis",
+            textfont={"size": 16},
+            colorscale=[[0, PALE], [1, NOW]],
             zmin=0.5,
             zmax=1,
-            colorbar={"title": "AUROC", "thickness": 12},
+            showscale=False,
             hovertemplate="%{text}<extra></extra>",
             xgap=3,
             ygap=3,
         )
     )
     figure.update_xaxes(
-        tickvals=list(range(len(names))), ticktext=[_title(i, names) for i in range(len(names))], side="top"
+        tickvals=list(range(len(names))),
+        ticktext=[_title(i, names) for i in range(len(names))],
+        side="top",
+        tickangle=0,
     )
     figure.update_yaxes(
-        tickvals=list(range(steps)), ticktext=[f"after {safe(name)}" for name in names[:steps]], autorange="reversed"
+        tickvals=list(range(steps)),
+        ticktext=[f"after learning<br>{safe(reword(name))}" for name in names[:steps]],
+        autorange="reversed",
     )
-    figure = finish(figure, 110 + 56 * steps)
+    figure = finish(figure, 110 + 60 * steps)
     return figure.update_xaxes(showgrid=False).update_yaxes(showgrid=False)
 
 
@@ -81,7 +98,7 @@ def training_losses(runs: Sequence[AdaptationRun]) -> go.Figure:
         figure.add_scatter(
             x=list(range(1, len(run.losses) + 1)),
             y=list(run.losses),
-            name=safe(run.strategy),
+            name=safe(strategy_words(run.strategy)),
             mode="lines+markers",
             line={"color": NOW, "dash": DASHES[place % len(DASHES)], "width": 2},
             marker={"symbol": place % 4, "size": 8},
@@ -94,35 +111,43 @@ def training_losses(runs: Sequence[AdaptationRun]) -> go.Figure:
 
 
 def gate_checks(decision: GateDecision) -> go.Figure:
-    """Draw what changes with the challenger, check by check, turned so that right is better, with each limit."""
-    shown = [check for check in decision.checks if check.difference is not None][::-1]
+    """Draw what changes with the challenger, check by check, turned so that right is better, with each limit.
+
+    A check that could not be made keeps its row and says so.
+    """
+    shown = decision.checks[::-1]
     figure = go.Figure()
     for passed in (True, False):
-        rows = [i for i, check in enumerate(shown) if check.passed is passed]
+        rows = [i for i, check in enumerate(shown) if check.passed is passed and check.difference is not None]
         gains = [gain_of(shown[i]) for i in rows]
-        figure.add_scatter(
-            x=[gain for gain, _, _ in gains],
-            y=rows,
-            error_x=whiskers(gains),
-            mode="markers",
-            name=OUTCOME_WORDS[passed],
-            marker={"color": OUTCOME_COLOURS[passed], "size": 13, "symbol": OUTCOME_MARKS[passed]},
-            hovertext=[safe(shown[i].reason, 300) for i in rows],
-            hoverinfo="text",
-        )
+        if rows:
+            figure.add_scatter(
+                x=[gain for gain, _, _ in gains],
+                y=rows,
+                error_x=whiskers(gains),
+                mode="markers",
+                name=OUTCOME_WORDS[passed],
+                marker={"color": OUTCOME_COLOURS[passed], "size": 13, "symbol": OUTCOME_MARKS[passed]},
+                hovertext=[safe(reword(shown[i].reason), 300) for i in rows],
+                hoverinfo="text",
+            )
+    measured = [i for i, check in enumerate(shown) if check.difference is not None]
     figure.add_scatter(
-        x=[limit_of(check) for check in shown],
-        y=list(range(len(shown))),
+        x=[limit_of(shown[i]) for i in measured],
+        y=measured,
         mode="markers",
         name="limit: the challenger must stay right of it",
         marker={"color": UNKNOWN, "size": 20, "symbol": "line-ns-open", "line": {"width": 4}},
         hovertemplate="limit %{x:+.3f}<extra></extra>",
     )
-    _write_figures(figure, shown)
     zero_line(figure)
     name_rows(figure, [_check_name(check) for check in shown])
     figure.update_xaxes(title="← worse than the champion            better →", tickformat="+.2f")
-    return finish(figure, 120 + 36 * len(shown))
+    figure = finish(figure, 130 + 36 * len(shown))
+    colours = [LABEL if check.difference is not None else OUTCOME_COLOURS[check.passed] for check in shown]
+    return column_at_right(
+        figure, "champion → challenger", [_figures(check) for check in shown], width=190, colours=colours
+    )
 
 
 def gain_of(check: GateCheck) -> Interval:
@@ -140,20 +165,15 @@ def limit_of(check: GateCheck) -> float:
     return check.margin if check.name == "superiority" else -check.margin
 
 
-def _write_figures(figure: go.Figure, checks: Sequence[GateCheck]) -> None:
-    """Write champion → challenger at the right edge of each row."""
-    for row, check in enumerate(checks):
-        if check.champion is not None and check.challenger is not None:
-            figure.add_annotation(
-                x=1,
-                xref="paper",
-                xanchor="right",
-                y=row,
-                yshift=11,
-                text=f"{number(check.champion)} → {number(check.challenger)}",
-                showarrow=False,
-                font={"size": 11},
-            )
+def _figures(check: GateCheck) -> str:
+    """Write champion → challenger, or why there is nothing to write."""
+    if check.name == "forgetting" and check.difference is not None:
+        return f"{check.difference:.3f} forgotten" if check.difference > 0.0005 else "nothing forgotten"
+    if check.difference is None:
+        return f"could not be judged: {OUTCOME_WORDS[check.passed]}"
+    if check.champion is None or check.challenger is None:
+        return f"{check.difference:+.3f}"
+    return f"{number(check.champion)} → {number(check.challenger)}"
 
 
 def _check_name(check: GateCheck) -> str:
@@ -164,7 +184,7 @@ def _check_name(check: GateCheck) -> str:
         "subgroup gap": f"keeps groups together ({check.metric.removeprefix('auroc gap of ')})",
         "forgetting": "forgets little",
     }.get(check.name, f"{check.name}: {check.metric}")
-    return f"{what}, {check.cohort}" if check.cohort else what
+    return reword(f"{what}, {check.cohort}") if check.cohort else what
 
 
 def _before(run: AdaptationRun, column: int) -> float | None:
@@ -173,27 +193,34 @@ def _before(run: AdaptationRun, column: int) -> float | None:
 
 
 def _title(place: int, names: Sequence[str]) -> str:
-    age = "the new" if place == len(names) - 1 else "known before"
-    return f"{age}: {safe(names[place])}"
+    age = "the new" if place == len(names) - 1 else "what was known"
+    return f"on {age}<br>{safe(reword(names[place]))}"
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Give three to seven round figures of a range; an AUROC above 1 is none."""
+    step = next((step for step in (0.01, 0.02, 0.05, 0.1) if (high - low) / step < 7), 0.2)
+    return [round(i * step, 2) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _side(value: float | None, before: float | None) -> str:
+    return "middle left" if value is not None and before is not None and value < before else "middle right"
 
 
 def _draw_points(
-    figure: go.Figure,
-    column: int,
-    values: Sequence[float | None],
-    *,
-    rows: Sequence[int],
-    name: str,
-    colour: str,
+    figure: go.Figure, column: int, values: Sequence[float | None], *, rows: Sequence[int], before: float | None
 ) -> None:
+    """Draw one mark a row; its figure stands on the side away from the champion's line."""
+    champion = len(values) == 1 and values[0] is before
     figure.add_scatter(
         x=list(values),
         y=list(rows),
         mode="markers+text",
-        name=name,
-        text=[number(value) for value in values],
-        textposition="top center",
-        marker={"color": colour, "size": 13},
+        name="champion before" if champion else "after learning",
+        text=[f" {number(value)} " for value in values],
+        textposition=[_side(value, before) for value in values],
+        textfont={"size": SIZE},
+        marker=dot(BEFORE if champion else NOW),
         hoverinfo="skip",
         row=1,
         col=column + 1,

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from datetime import datetime
-from typing import Any
+from collections.abc import Sequence
 
 from continual.plans import AdaptationPlan, AdaptationRun, RunState
-from dashboard.palette import METRIC_WORDS, VERDICT_WORDS
+from dashboard.names import (
+    STRATEGY_MEANINGS,
+    day,
+    days,
+    detector_words,
+    feature_words,
+    metric_words,
+    plural,
+    reword,
+    sentence,
+    strategy_words,
+    value_words,
+)
+from dashboard.palette import KIND_WORDS, SOURCE_WORDS, VERDICT_WORDS
 from monitor.cohorts import Window
-from monitor.results import Harm, SubgroupGap, Verdict, WindowReport
-from registry.audit import Event
+from monitor.results import Harm, Source, SubgroupGap, Verdict, WindowReport
 from registry.decisions import GateDecision
-from registry.entries import BatchSummary, ChampionRecord, QuarantinedRow
+from registry.entries import BatchSummary, QuarantinedRow
 
+LOSS = re.compile(r"(\w+) loss (\w+) (.+)")
 REASON_WORDS = {
     "not_finite_score": "score is not a number",
     "score_out_of_range": "score outside 0 to 1",
+    "scores_sum": "scores do not add up to 1",
+    "not_finite_embedding": "embedding is not a number",
     "naive_time": "time without a time zone",
     "bad_time": "time cannot be read",
     "unknown_class": "class is not known",
@@ -29,52 +42,6 @@ REASON_WORDS = {
     "bad_row": "row cannot be read",
     "path_outside": "image path leads outside the export",
 }
-EVENT_WORDS = {
-    "model.registered": "model registered",
-    "predictions.added": "predictions added",
-    "rows.quarantined": "rows put in quarantine",
-    "ingest.finished": "export read",
-    "window.watched": "week watched",
-    "plan.made": "treatment proposed",
-    "adapter.trained": "adapter trained",
-    "held_out.locked": "held-out cohort locked",
-    "held_out.looked_at": "held-out cohort looked at",
-    "gate.decided": "gate decided",
-    "decision.signed": "decision signed",
-    "signature.wrong_password": "wrong password",
-    "champion.moved": "champion changed",
-    "champion.projected": "MLflow told of champion",
-    "champion.projection_pending": "MLflow could not be told",
-    "alias.moved_outside": "MLflow changed by others",
-    "user.added": "person added",
-}
-MOVE_WORDS = {"first": "taken over as it was", "promote": "promoted", "rollback": "rolled back to"}
-
-
-def metric_words(name: str) -> str:
-    """Name a metric as a reader would."""
-    return METRIC_WORDS.get(name, name)
-
-
-def number(value: float | None) -> str:
-    """Write a figure, or a dash where there is none."""
-    return "–" if value is None else f"{value:.3f}"
-
-
-def days(window: Window) -> str:
-    """Write a window as its days: 4 May – 11 May 2026."""
-    return f"{window.start.day} {window.start:%b} – {window.end.day} {window.end:%b %Y}"
-
-
-def day(moment: datetime) -> str:
-    """Write a moment as its day: 4 May 2026."""
-    return f"{moment.day} {moment:%B %Y}"
-
-
-def plural(n: int, word: str) -> str:
-    """Write a count with its noun: 1 study, 2 studies."""
-    many = f"{word[:-1]}ies" if word.endswith("y") else f"{word}s"
-    return f"{n} {word if n == 1 else many}"
 
 
 def tell_headline(reports: Sequence[WindowReport]) -> str:
@@ -84,7 +51,7 @@ def tell_headline(reports: Sequence[WindowReport]) -> str:
     return {
         Verdict.DRIFT: f"Something changed. Drift since {day(start)}: {weeks}.",
         Verdict.NO_DRIFT: f"Nothing unusual. No drift since {day(start)}"
-        + (": the newest window." if n == 1 else f": {weeks}."),
+        + (", in the newest window." if n == 1 else f": {weeks}."),
         Verdict.NOT_ENOUGH_DATA: "The newest window holds too little data to judge. That is not an all-clear.",
     }[reports[-1].verdict]
 
@@ -94,8 +61,20 @@ def tell_since_when(reports: Sequence[WindowReport]) -> str:
     mine = _run_of_verdict(reports)
     before = reports[: len(reports) - len(mine)]
     word = VERDICT_WORDS[reports[-1].verdict].capitalize()
-    said = f"{word} since {day(mine[0].window.start)} ({plural(len(mine), 'window')})."
-    return said + (f" Before: {VERDICT_WORDS[before[-1].verdict]}." if before else " Nothing was watched before.")
+    said = f"{word} since {day(mine[0].window.start)}, {plural(len(mine), 'window')} so far."
+    return said + (f" Before that: {VERDICT_WORDS[before[-1].verdict]}." if before else " Nothing was watched before.")
+
+
+def tell_change(report: WindowReport) -> str:
+    """Say which kinds of thing changed in a window and in what, or else why nothing is said to have changed."""
+    moved = [result for result in report.results if result.verdict is Verdict.DRIFT]
+    if report.verdict is not Verdict.DRIFT or not moved:
+        return reword(report.reason)
+    told = []
+    for kind, words in KIND_WORDS.items():
+        if features := list(dict.fromkeys(feature_words(r.feature) for r in moved if r.kind is kind)):
+            told.append(f"{words[0].lower() + words[1:]} ({', '.join(features)})")
+    return f"Changed: {', '.join(told)}."
 
 
 def tell_for_whom(report: WindowReport) -> str:
@@ -108,7 +87,7 @@ def tell_for_whom(report: WindowReport) -> str:
     if report.verdict is Verdict.DRIFT and report.contributions:
         top = report.contributions[0]
         carried = (
-            f"Mostly studies with {top.attribute} = {top.value}: {top.share_reference:.0%} of the reference, "
+            f"Mostly studies with {value_words(top.attribute, top.value)}: {top.share_reference:.0%} of the reference, "
             f"{top.share_current:.0%} now. "
         )
     if any(gap.verdict is Verdict.NO_DRIFT for gap in report.gaps):
@@ -120,15 +99,27 @@ def tell_how_bad(measured: Harm | None, estimated: Harm | None) -> str:
     """Say what one figure lost, measured where labels allow it, else estimated."""
     for harm, how in ((measured, ""), (estimated, " That is an estimate: labels are missing.")):
         if harm is not None and harm.loss is not None and harm.current is not None and harm.reference is not None:
-            sure = harm.low is not None and harm.low > 0
-            word = "worse" if harm.loss > 0 else "better"
-            beyond = "beyond chance" if sure or (harm.high is not None and harm.high < 0) else "within chance"
+            sure = is_sure(harm) or (harm.high is not None and harm.high < 0)
+            beyond = "beyond chance" if sure else "within chance"
+            way = f"{abs(harm.loss):.3f} {'worse' if harm.loss > 0 else 'better'}, {beyond}"
             return (
-                f"{metric_words(harm.metric)} {harm.current:.3f}, {harm.reference:.3f} in the reference: "
-                f"{abs(harm.loss):.3f} {word}, {beyond}.{how}"
+                f"{sentence(metric_words(harm.metric))} {harm.current:.3f}, in the reference {harm.reference:.3f}: "
+                f"{way if abs(harm.loss) >= 0.0005 else 'the same'}.{how}"
             )
     reason = measured.reason if measured is not None else ""
     return "The harm cannot be told yet" + (f": {reason}." if reason else ".")
+
+
+def tell_other_losses(harms: Sequence[Harm], metric: str) -> str:
+    """Say which other measured figures are surely worse; nothing when there are none."""
+    others = [h for h in harms if h.metric != metric and h.source is Source.REALISED and is_sure(h)]
+    told = [f"{metric_words(harm.metric)} by {harm.loss:.3f}" for harm in others]
+    return f"Surely worse: {', '.join(told)}." if told else ""
+
+
+def is_sure(harm: Harm) -> bool:
+    """Tell whether a loss is beyond chance."""
+    return harm.loss is not None and harm.low is not None and harm.low > 0
 
 
 def tell_how_sure(report: WindowReport, alpha: float) -> str:
@@ -160,7 +151,7 @@ def tell_proposal(plans: Sequence[AdaptationPlan], decisions: Sequence[GateDecis
 
 def tell_gap(gap: SubgroupGap) -> str:
     """Say how a subgroup's gap changed."""
-    where = f"{metric_words(gap.metric).capitalize()} of {gap.attribute} {gap.value}"
+    where = sentence(f"{metric_words(gap.metric)} of {gap.attribute} {gap.value}")
     if gap.change is None or gap.reference_gap is None or gap.gap is None:
         return f"{where}: {gap.reason}."
     way = "fell" if gap.change < 0 else "rose"
@@ -170,10 +161,47 @@ def tell_gap(gap: SubgroupGap) -> str:
     )
 
 
+def tell_unjudged(gap: SubgroupGap) -> str:
+    """Say why a subgroup could not be judged."""
+    said = gap.reason
+    for code, words in (
+        ("reference: ", "in the reference, "),
+        ("inside: ", "in the group "),
+        ("outside: ", "outside it "),
+    ):
+        said = said.replace(code, words, 1)
+    return reword(said)
+
+
+def name_plan(plan: AdaptationPlan) -> str:
+    """Name a plan in a list: what is proposed, for which windows, against which version."""
+    windows = sorted(plan.windows)
+    span = f" for {days(Window(start=windows[0].start, end=windows[-1].end))}" if windows else ""
+    return f"{sentence(plan.treatment.value)}{span}, against version {plan.champion_version}"
+
+
+def tell_evidence(plan: AdaptationPlan) -> list[str]:
+    """Say what a plan rests on, one sentence a window."""
+    told: dict[str, list[str]] = {}
+    for line in plan.evidence:
+        window, _, rest = line.partition(" ")
+        detector, _, feature = rest.partition(" ")
+        loss = LOSS.fullmatch(rest)
+        if loss:
+            words = f"{SOURCE_WORDS.get(loss[1], loss[1])}, {metric_words(loss[2])} of {loss[3]} is worse"
+        else:
+            words = f"{feature_words(feature)} ({detector_words(detector)})" if feature else rest
+        told.setdefault(window, []).append(words)
+    return [reword(f"{window}: {'; '.join(words)}") for window, words in told.items()]
+
+
 def tell_run(run: AdaptationRun) -> str:
     """Say what a strategy's adapter gained on the new and lost on the old."""
+    name = sentence(strategy_words(run.strategy))
     if run.state is RunState.FAILED:
-        return f"{run.strategy} did not finish: {run.reason}. The champion was not touched."
+        return f"{name} did not finish: {run.reason}. The champion was not touched."
+    if meaning := STRATEGY_MEANINGS.get(run.strategy):
+        name += f" ({meaning})"
     before = run.matrix[-2][-1] if len(run.matrix) > 1 else None
     after = run.matrix[-1][-1] if run.matrix else None
     gained = (
@@ -182,9 +210,9 @@ def tell_run(run: AdaptationRun) -> str:
         else "could not be compared on the new"
     )
     if run.forgetting is None:
-        return f"{run.strategy} {gained}; what it forgot could not be measured."
+        return f"{name} {gained}; what it forgot could not be measured."
     kept = "and lost nothing" if run.forgetting <= 0.0005 else f"and lost {run.forgetting:.3f}"
-    return f"{run.strategy} {gained}, {kept} on what was known before (AUROC)."
+    return f"{name} {gained}, {kept} on what was known before (AUROC)."
 
 
 def tell_consequence(decision: GateDecision) -> str:
@@ -196,33 +224,19 @@ def tell_consequence(decision: GateDecision) -> str:
     )
 
 
-def tell_move(move: ChampionRecord) -> str:
-    """Say one change of champion."""
-    word = MOVE_WORDS.get(move.kind, move.kind)
-    if move.kind == "rollback":
-        return f"{day(move.since)}: {word} version {move.version} by {move.actor}. {move.reason}"
-    return f"{day(move.since)}: version {move.version} {word} by {move.actor}. {move.reason}"
-
-
 def tell_arrivals(batches: Sequence[BatchSummary], quarantined: Sequence[QuarantinedRow]) -> str:
     """Say how many rows came in, and why some were not taken."""
     if not batches:
         return "No export has been read yet."
     received, accepted = (sum(getattr(batch, name) for batch in batches) for name in ("received", "accepted"))
     known = sum(batch.duplicate for batch in batches)
-    said = f"{plural(received, 'row')} in {plural(len(batches), 'export')}, {accepted} accepted"
-    said += f", {known} known already" if known else ""
+    said = f"{plural(received, 'row')} in {plural(len(batches), 'export')}, {accepted:,} accepted"
+    said += f", {known:,} known already" if known else ""
     if not quarantined:
         return f"{said}. None is in quarantine."
     reasons = Counter(REASON_WORDS.get(row.reason, row.reason) for row in quarantined)
     told = ", ".join(f"{reason} ({n})" for reason, n in reasons.most_common())
-    return f"{said}, {len(quarantined)} in quarantine: {told}."
-
-
-def tell_event(event: Event) -> str:
-    """Say what happened in one event."""
-    tell = EVENT_SENTENCES.get(event.kind)
-    return tell(event.subject, json.loads(event.payload)) if tell else event.subject
+    return f"{said}, {len(quarantined):,} in quarantine: {told}."
 
 
 def tell_window(report: WindowReport) -> str:
@@ -238,40 +252,3 @@ def _run_of_verdict(reports: Sequence[WindowReport]) -> list[WindowReport]:
             break
         mine.insert(0, report)
     return mine
-
-
-def _tell_watched(subject: str, content: dict[str, Any]) -> str:
-    verdict = content.get("verdict", "")
-    return f"{subject}: {VERDICT_WORDS.get(verdict, verdict)}, {content.get('studies')} studies"
-
-
-def _tell_trained(subject: str, content: dict[str, Any]) -> str:
-    forgotten = content.get("forgetting")
-    told = "not measured" if forgotten is None else f"{forgotten:+.3f}"
-    return f"{subject}: {str(content.get('state')).lower()}, forgetting {told}"
-
-
-def _tell_quarantined(subject: str, content: dict[str, Any]) -> str:
-    reasons = content.get("reasons", {})
-    return f"{subject}: " + ", ".join(f"{REASON_WORDS.get(reason, reason)} ({n})" for reason, n in reasons.items())
-
-
-EVENT_SENTENCES: dict[str, Callable[[str, dict[str, Any]], str]] = {
-    "window.watched": _tell_watched,
-    "adapter.trained": _tell_trained,
-    "rows.quarantined": _tell_quarantined,
-    "predictions.added": lambda subject, content: f"{subject}: {content.get('accepted')} accepted",
-    "ingest.finished": lambda subject, content: (
-        f"{subject}: {content.get('accepted')} of {content.get('received')} rows accepted"
-    ),
-    "plan.made": lambda subject, content: f"{subject}: {content.get('treatment')}. {content.get('reason')}",
-    "gate.decided": lambda subject, content: f"{subject} {'may be signed' if content.get('promote') else 'refused'}",
-    "decision.signed": lambda subject, content: (
-        f"{'Approved' if content.get('approved') else 'Refused'} {subject}: {content.get('meaning')}"
-    ),
-    "champion.moved": lambda subject, content: (
-        f"From version {content.get('from') or 'none'} to {subject}: {content.get('reason')}"
-    ),
-    "user.added": lambda subject, content: f"{subject}, {content.get('role')}",
-}
-"""What an event's payload says, in words; a kind that is not here is told by its subject."""

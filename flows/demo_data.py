@@ -5,8 +5,11 @@ code is not imported. The data set names no patient and no scanner. Two honest s
 
 - near-duplicates (correlation of 32 x 32 thumbnails above 0.98) form groups, and a group is the
   patient: splitting images of one group would make every figure a lie;
-- the longer native side tells the four web sources apart that the set was collected from. They are
-  called *source proxies*, never sites.
+- the longer native side tells the web sources apart that the set was collected from. They are called
+  *source proxies*, never sites. The story's first source is everything over 300 px, the second the rest.
+
+A near-duplicate group has up to 21 slices; the story takes at most four of each, so that few patients
+do not speak for all.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ THUMBNAIL = 32
 SAME_PATIENT = 0.98
 SIDE_EDGES = (231, 301, 501)
 SOURCES = ("up to 230 px", "231-300 px", "301-500 px", "over 500 px")
-HOME, ARRIVING = SOURCES[:2], SOURCES[2:]
+HOME, ARRIVING = SOURCES[2:], SOURCES[:2]
 FIRST_WEEK = datetime(2026, 3, 30, tzinfo=UTC)
 HISTORY = Window(start=datetime(2026, 1, 5, tzinfo=UTC), end=FIRST_WEEK)
 WEEK = timedelta(days=7)
@@ -53,9 +56,10 @@ class Story:
 
     quiet_weeks: int = 4
     arriving_weeks: int = 6
-    history_patients: int = 200
+    history_patients: int = 330
     patients_a_week: int = 50
-    arriving_patients_a_week: int = 80
+    arriving_patients_a_week: int = 66
+    slices_a_patient: int = 4
     seed: int = 20261124
 
     @property
@@ -114,7 +118,7 @@ def tell_story(slices: pd.DataFrame, story: Story) -> pd.DataFrame:
     chapters = dict(_deal(home, sizes, first=0))
     later = [story.arriving_patients_a_week] * story.arriving_weeks
     chapters |= dict(_deal(arriving, later, first=story.quiet_weeks + 1))
-    told = slices[slices["patient"].isin(chapters)].copy()
+    told = slices[slices["patient"].isin(chapters)].groupby("patient").head(story.slices_a_patient).copy()
     told["chapter"] = told["patient"].map(chapters)
     told["produced_at"] = [_moment(chapter, story, generator) for chapter in told["chapter"]]
     return told.sort_values("produced_at", kind="stable").reset_index(drop=True)
@@ -130,17 +134,17 @@ def copy_images(slices: pd.DataFrame, folder: Path) -> pd.DataFrame:
     return slices.assign(image=names, study_uid=[f"study-{Path(name).stem}" for name in names])
 
 
-def write_export(slices: pd.DataFrame, scores: Sequence[float], version: str, path: Path) -> None:
-    """Write what a hospital's system would export about these slices: one CSV row a study."""
+def write_export(slices: pd.DataFrame, path: Path) -> None:
+    """Write what a hospital's system would export about slices with ``score`` and ``model_version``: a CSV row each."""
     path.parent.mkdir(parents=True, exist_ok=True)
     frame = pd.DataFrame(
         {
             "study_uid": slices["study_uid"],
             "patient_key": slices["patient"],
             "produced_at": [moment.isoformat() for moment in slices["produced_at"]],
-            "model_version": version,
+            "model_version": slices["model_version"],
             "image": [f"../images/{name}" for name in slices["image"]],
-            "score": np.round(np.asarray(scores, dtype=np.float64), 6),
+            "score": slices["score"].round(6),
             "label": slices["label"],
             "source": slices["source"],
             "native_px": slices["native_px"],

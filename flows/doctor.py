@@ -29,6 +29,7 @@ TRIED: dict[str, tuple[str, str]] = {
     "prefect": ("3.8", "4"),
     "pydicom": ("3.0.1", ""),
     "scikit-learn": ("1.6", "1.8"),
+    "sqlalchemy": ("2.0", "2.1"),
     "sqlmodel": ("0.0.30", ""),
     "streamlit": ("1.54", ""),
     "timm": ("1.0.15", ""),

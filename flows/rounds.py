@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
+from urllib.request import urlopen
 
 from prefect import flow, task
 from prefect import serve as prefect_serve
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.deployments.runner import RunnerDeployment
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from continual.plans import AdaptationPlan, AdaptationRun, RunState, Treatment
 from flows.ingesting import ingest_export
 from flows.treating import judge, propose, treat
-from flows.ward import Ward, open_ward
+from flows.ward import StepRefused, Ward, open_ward
 from flows.watching import watch, windows_to_watch
 from monitor.cohorts import Window
 from monitor.results import WindowReport
@@ -29,6 +37,7 @@ from registry.entries import BatchSummary
 T = TypeVar("T")
 log = logging.getLogger("wardround.rounds")
 AUTOMATIC_PROPOSER = "wardround"
+SERVER_START_SECONDS = 120
 
 
 class Step(Protocol):
@@ -40,11 +49,14 @@ class Step(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundOrder:
-    """What a round shall do: ingest these exports, watch these windows, propose in this name."""
+    """What a round shall do: ingest these exports, watch these windows, propose in this name.
+
+    ``windows`` None means every one that is due once the exports are in; none at all means an intake only.
+    """
 
     model: str
     exports: tuple[Path, ...] = ()
-    windows: tuple[Window, ...] = ()
+    windows: tuple[Window, ...] | None = ()
     proposer: str = AUTOMATIC_PROPOSER
 
 
@@ -74,23 +86,31 @@ def do_as_task(name: str, work: Callable[[], T]) -> T:
 
 
 def run_round(ward: Ward, order: RoundOrder, *, at: datetime, step: Step = do_directly) -> RoundOutcome:
-    """Ingest, watch, and where the policy says so plan, adapt and gate. Never promote: a person signs that."""
+    """Ingest, watch, and where the policy says so plan, adapt and gate. Never promote: a person signs that.
+
+    A round that was killed is finished by the next one; what was watched, trained or judged already stands.
+    """
     model = order.model
     batches = tuple(
         step(f"ingest {path.name}", partial(ingest_export, path, model=model, ward=ward, at=at))
         for path in order.exports
     )
-    reports = tuple(step(f"watch {window.key}", partial(watch, ward, model, window, at=at)) for window in order.windows)
+    windows = windows_to_watch(ward, model, until=at) if order.windows is None else order.windows
+    reports = tuple(step(f"watch {window.key}", partial(watch, ward, model, window, at=at)) for window in windows)
     plan = None
-    if reports and ward.records.champion(model) is not None:
+    if order.windows != () and ward.records.champion(model) is not None:
         plan = step("plan", partial(propose, ward, model, by=order.proposer, at=at))
     if plan is None or plan.treatment is not Treatment.UPDATE_ADAPTER:
         return RoundOutcome(batches=batches, reports=reports, plan=plan)
     runs = tuple(
         step(f"adapt with {strategy}", partial(treat, ward, plan, strategy, at=at)) for strategy in plan.strategies
     )
-    finished = [run for run in runs if run.state is RunState.FINISHED]
-    decisions = tuple(step(f"gate {run.strategy}", partial(judge, ward, run, at=at)) for run in finished)
+    judged = {d.run_id: d for d in ward.records.decisions(model) if d.policy == ward.settings.gate}
+    decisions = tuple(
+        judged.get(run.run_id) or step(f"gate {run.strategy}", partial(judge, ward, run, at=at))
+        for run in runs
+        if run.state is RunState.FINISHED
+    )
     return RoundOutcome(batches=batches, reports=reports, plan=plan, runs=runs, decisions=decisions)
 
 
@@ -103,19 +123,16 @@ def round_flow(
     at: str | None = None,
     proposer: str = AUTOMATIC_PROPOSER,
 ) -> dict[str, object]:
-    """Run one round; without ``windows`` every complete one not yet watched, without ``exports`` the inbox."""
+    """Run one round; without ``windows`` every one that is due, without ``exports`` the inbox."""
     moment = datetime.fromisoformat(at) if at else datetime.now(UTC)
     ward = open_ward(Path(directory))
     order = RoundOrder(
         model=model,
         exports=tuple(Path(p) for p in exports) if exports is not None else inbox_of(ward, model),
-        windows=tuple(map(Window.from_key, windows)) if windows is not None else (),
+        windows=tuple(map(Window.from_key, windows)) if windows is not None else None,
         proposer=proposer,
     )
     outcome = run_round(ward, order, at=moment, step=do_as_task)
-    if windows is None:
-        due = RoundOrder(model=model, windows=tuple(windows_to_watch(ward, model, until=moment)), proposer=proposer)
-        outcome = run_round(ward, due, at=moment, step=do_as_task)
     create_markdown_artifact(_tell(outcome), key="round", description=f"Round of {model}")
     return {"model": model, "verdicts": {r.window.key: r.verdict.value for r in outcome.reports}}
 
@@ -126,7 +143,7 @@ def run_as_flow(directory: Path, order: RoundOrder, *, at: datetime) -> None:
         str(directory),
         order.model,
         exports=[str(path) for path in order.exports],
-        windows=[window.key for window in order.windows],
+        windows=None if order.windows is None else [window.key for window in order.windows],
         at=at.isoformat(),
         proposer=order.proposer,
     )
@@ -141,6 +158,12 @@ def inbox_of(ward: Ward, model: str) -> tuple[Path, ...]:
 def serve(directory: Path) -> None:
     """Serve one scheduled deployment per model until interrupted; each runs ``round_flow`` on the model's cron line."""
     ward = open_ward(directory)
+    with _scheduling_server(ward.settings.directory / "prefect"):
+        prefect_serve(*deployments_of(ward))
+
+
+def deployments_of(ward: Ward) -> list[RunnerDeployment]:
+    """Describe one deployment per model, on the model's cron line."""
     deployments = [
         round_flow.to_deployment(
             name=f"round-{model}",
@@ -150,7 +173,45 @@ def serve(directory: Path) -> None:
         )
         for model, settings in ward.settings.models.items()
     ]
-    prefect_serve(*(deployment for deployment in deployments if isinstance(deployment, RunnerDeployment)))
+    return [deployment for deployment in deployments if isinstance(deployment, RunnerDeployment)]
+
+
+@contextmanager
+def _scheduling_server(home: Path) -> Iterator[None]:
+    """Use the configured Prefect server, or start one here: the temporary one that Prefect starts never schedules."""
+    if PREFECT_API_URL.value():
+        yield
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    # a session of its own: Ctrl-C must reach the rounds first, which then say goodbye to the server
+    server = subprocess.Popen(
+        command,
+        env={"PREFECT_HOME": str(home), "PREFECT_SERVER_UI_ENABLED": "false", **os.environ, "PREFECT_API_URL": url},
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        _wait_until_healthy(server, url)
+        with temporary_settings({PREFECT_API_URL: url}):
+            yield
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _wait_until_healthy(server: subprocess.Popen[bytes], url: str) -> None:
+    give_up = time.monotonic() + SERVER_START_SECONDS
+    while server.poll() is None and time.monotonic() < give_up:
+        try:
+            with urlopen(f"{url}/health", timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise StepRefused("the Prefect server did not start; its words are above, or set PREFECT_API_URL to one that runs")
 
 
 def _tell(outcome: RoundOutcome) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +19,8 @@ from registry.decisions import GateDecision
 from registry.entries import BatchSummary
 
 COLOURS = {Verdict.DRIFT: "bold yellow", Verdict.NO_DRIFT: "green", Verdict.NOT_ENOUGH_DATA: "blue"}
+
+GATE_WORDS = {True: ("may be signed", "bold green"), False: ("refused", "bold red")}
 
 
 def show_findings(screen: Console, findings: Sequence[Finding]) -> None:
@@ -49,17 +52,16 @@ def show_reports(screen: Console, reports: Sequence[WindowReport]) -> None:
 
 
 def windows_table(windows: Sequence[dict[str, Any]]) -> Table:
-    """Draw windows as rows: verdict, size, AUROC and its loss with the interval."""
-    table = Table("window", "verdict", "studies", "patients", "AUROC", "loss against reference", title="Windows")
+    """Draw windows as rows: verdict, size, AUROC, and the loss to name first with its interval. Fits 80 columns."""
+    table = _table("window", "verdict", "patients", "AUROC", "loss against reference")
     for window in windows:
         verdict = Verdict(window["verdict"])
         table.add_row(
-            window["window"],
+            short_window(window["window"]),
             Text(verdict.value.replace("_", " "), COLOURS[verdict]),
-            str(window["studies"]),
             str(window["patients"]),
             number(window["auroc"]),
-            with_interval(window["auroc_loss"], window["auroc_loss_low"], window["auroc_loss_high"]),
+            loss_text(window["harm"]),
         )
     return table
 
@@ -76,25 +78,26 @@ def show_plan(screen: Console, plan: AdaptationPlan | None) -> None:
 
 def show_runs(screen: Console, runs: Sequence[AdaptationRun]) -> None:
     """Show what each strategy learned and forgot."""
-    screen.print(runs_table([{**plain(run), "run_id": run.run_id} for run in runs]))
+    screen.print(runs_table([plain(run) for run in runs]))
+    for run in runs:
+        screen.print(Text(f"{run.run_id} {run.state.lower()}{f': {run.reason}' if run.reason else ''}"))
 
 
 def runs_table(runs: Sequence[dict[str, Any]]) -> Table:
-    """Draw runs as rows: AUROC on each experience after learning, forgetting, transfer."""
+    """Draw runs as rows: AUROC on each experience after learning, forgetting, transfer. Fits 80 columns."""
     names = list(runs[0]["experiences"]) if runs else []
-    table = Table(
-        "run", "state", *(f"AUROC {name}" for name in names), "forgetting", "backward transfer", title="Adaptation"
-    )
+    headings = (f"AUROC on\n{short_window(name)}" for name in names)
+    table = _table("strategy", *headings, "forgetting", "backward\ntransfer")
     for run in runs:
         last = run["matrix"][-1] if run["matrix"] else [None] * len(names)
         cells = [*map(number, last), number(run["forgetting"], "+.3f"), number(run["backward_transfer"], "+.3f")]
-        table.add_row(run["run_id"], run["state"].lower(), *cells)
+        table.add_row(run["strategy"], *cells)
     return table
 
 
 def show_decision(screen: Console, decision: GateDecision) -> None:
     """Show the gate's answer with every reason."""
-    word, style = ("may be signed", "bold green") if decision.promote else ("refused", "bold red")
+    word, style = GATE_WORDS[decision.promote]
     screen.print(Text(f"{decision.decision_id}: {word}", style))
     for check in decision.checks:
         mark = Text("  pass  ", "green") if check.passed else Text("  FAIL  ", "red")
@@ -110,30 +113,74 @@ def show_chain(screen: Console, state: ChainState) -> None:
 
 
 def show_status(screen: Console, status: dict[str, Any]) -> None:
-    """Show every model: champion, windows, runs, decisions, and who must act."""
+    """Show every model: champion, windows, the newest plan with its runs and decisions, and who must act."""
     for model, state in status.items():
         champion = state["champion"]
         live = f"version {champion['version']}, live since {champion['since'][:10]}" if champion else "none yet"
-        screen.print(Text.assemble((f"\n{model}", "bold"), f"  champion: {live}"))
+        screen.print(Text.assemble((f"\n{model}", "bold"), f"  champion: {live}\n"))
         screen.print(windows_table(state["windows"]) if state["windows"] else "No window has been watched yet.")
-        if state["runs"]:
-            screen.print(runs_table(state["runs"]))
-        for decision in state["decisions"]:
-            word, style = ("may be signed", "green") if decision["promote"] else ("refused", "red")
-            failed = [check["reason"] for check in decision["checks"] if not check["passed"]]
-            screen.print(Text.assemble((f"{decision['decision_id']} ", ""), (word, style), f"  {decision['run_id']}"))
-            for reason in failed:
-                screen.print(Text(f"    {reason}", "dim"))
+        if state["plans"]:
+            _show_newest_plan(screen, state)
         for signature in state["signatures"]:
             word = "approved" if signature["approved"] else "rejected"
-            screen.print(Text(f"{signature['decision_id']} {word} by {signature['user']}: {signature['meaning']}"))
-        screen.print(f"Quarantined rows: {state['quarantined']}")
-        screen.print(Text.assemble(("Next: ", "bold"), state["next"]))
+            screen.print(
+                Text(
+                    f"\n{signature['decision_id']} {word} by {signature['user']}, {signature['role']}, "
+                    f"{signature['at'][:16].replace('T', ' ')} UTC: {signature['meaning']}"
+                )
+            )
+        if state["quarantined"]:
+            screen.print(f"\nQuarantined rows: {state['quarantined']}")
+        screen.print(Text.assemble(("\nNext: ", "bold"), state["next"]))
+
+
+def _show_newest_plan(screen: Console, state: dict[str, Any]) -> None:
+    """Show the plan that something came of most lately; older ones stand in `status --json` and on the dashboard."""
+    treated = {run["plan_id"] for run in state["runs"]}
+    shown = next((plan for plan in reversed(state["plans"]) if plan["plan_id"] in treated), state["plans"][-1])
+    screen.print(Text.assemble((f"\n{shown['plan_id']}: {shown['treatment']}", "bold"), f"\n{shown['reason']}\n"))
+    runs = [run for run in state["runs"] if run["plan_id"] == shown["plan_id"]]
+    if runs:
+        screen.print(runs_table(runs))
+    for run in runs:
+        for decision in state["decisions"]:
+            if decision["run_id"] == run["run_id"]:
+                screen.print(decision_text(decision, run["strategy"]))
+    if more := len(state["plans"]) - 1:
+        screen.print(f"{more} other plan{'s' * (more > 1)}: wardround status --json, or the dashboard", style="dim")
+
+
+def decision_text(decision: dict[str, Any], strategy: str) -> Text:
+    """Write the gate's answer on one adapter, and below it what it could not pass."""
+    word, style = GATE_WORDS[decision["promote"]]
+    text = Text.assemble(f"{strategy}: ", (word, style), (f"  {decision['decision_id']}", "dim"))
+    for check in decision["checks"]:
+        if not check["passed"]:
+            text.append(f"\n  {check['reason']}", "dim")
+    return text
+
+
+def short_window(key: str) -> str:
+    """Write a window's key for a narrow column: 2026-03-30/2026-04-06 becomes 2026-03-30 – 04-06."""
+    start, _, end = key.partition("/")
+    return f"{start} – {end.removeprefix(start[:5])}" if end else key
 
 
 def number(value: float | None, form: str = ".3f") -> str:
     """Write a figure, or a dash where there is none."""
     return "–" if value is None else format(value, form)
+
+
+def loss_text(harm: dict[str, Any] | None) -> Text:
+    """Write a loss with its metric and interval; one that is surely there stands out."""
+    if harm is None:
+        return Text("–")
+    told = f"{harm['metric']} {with_interval(harm['loss'], harm['low'], harm['high'])}"
+    return Text(told, COLOURS[Verdict.DRIFT] if harm["low"] > 0 else "")
+
+
+def _table(*headings: str) -> Table:
+    return Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
 
 
 def with_interval(value: float | None, low: float | None, high: float | None) -> str:

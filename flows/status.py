@@ -11,10 +11,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from continual.plans import AdaptationPlan, AdaptationRun
 from flows.ward import Ward
 from monitor.cohorts import Window
+from monitor.harm import headline_harm
 from monitor.results import Source, Verdict, WindowReport
 from registry.agenda import next_step
+from registry.decisions import GateDecision
 
 
 def status_of(ward: Ward) -> dict[str, Any]:
@@ -32,11 +35,9 @@ def _status_of_model(ward: Ward, model: str) -> dict[str, Any]:
             "champion": champion,
             "champion_history": records.champion_history(model),
             "windows": [headline(report) for report in records.reports(model)],
-            "plans": [_plain_with(plan, plan_id=plan.plan_id) for plan in records.plans(model)],
-            "runs": [_plain_with(run, run_id=run.run_id) for run in records.runs(model)],
-            "decisions": [
-                _plain_with(d, decision_id=d.decision_id, digest=d.digest, reasons=d.reasons) for d in decisions
-            ],
+            "plans": records.plans(model),
+            "runs": records.runs(model),
+            "decisions": decisions,
             "signatures": signatures,
             "batches": records.batches(model),
             "quarantined": len(records.quarantined(model)),
@@ -47,7 +48,7 @@ def _status_of_model(ward: Ward, model: str) -> dict[str, Any]:
 
 
 def headline(report: WindowReport) -> dict[str, Any]:
-    """Reduce a report to one line: verdict, size, what drifted, realised AUROC and its loss."""
+    """Reduce a report to one line: verdict, size, what drifted, realised AUROC and its loss, the loss to name first."""
     realised = next((h for h in report.harms if h.source is Source.REALISED and h.metric == "auroc"), None)
     drifted = [f"{r.detector} {r.feature}" for r in report.results if r.verdict is Verdict.DRIFT]
     return {
@@ -62,17 +63,18 @@ def headline(report: WindowReport) -> dict[str, Any]:
         "auroc_loss": realised.loss if realised else None,
         "auroc_loss_low": realised.low if realised else None,
         "auroc_loss_high": realised.high if realised else None,
+        "harm": headline_harm(report.harms),
     }
 
 
-def _plain_with(value: Any, **more: Any) -> dict[str, Any]:
-    return {**plain(value), **plain(more)}
-
-
 def plain(value: Any) -> Any:
-    """Turn our values into what JSON knows: windows to their key, enumerations to their word, times to ISO 8601."""
+    """Turn our values into what JSON knows: windows to their key, enumerations to their word, times to ISO 8601.
+
+    Plans, runs and decisions carry their identity, which the next command asks for.
+    """
     if is_dataclass(value) and not isinstance(value, type | Window):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        names = [*(field.name for field in fields(value)), *DERIVED.get(type(value), ())]
+        return {name: plain(getattr(value, name)) for name in names}
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -81,6 +83,11 @@ def plain(value: Any) -> Any:
     return value if write is None else write(value)
 
 
+DERIVED: dict[type, tuple[str, ...]] = {
+    AdaptationPlan: ("plan_id",),
+    AdaptationRun: ("run_id",),
+    GateDecision: ("decision_id", "digest", "reasons"),
+}
 WRITERS: dict[type, Callable[[Any], Any]] = {
     Window: lambda window: window.key,
     Enum: lambda member: member.value,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
 from numpy.typing import NDArray
 
+from continual.adapters import SUFFIX
 from continual.adapting import Experience, adapt
 from continual.planning import plan_adaptation
 from continual.plans import AdaptationPlan, AdaptationRun, RunState, Treatment
-from flows.ward import StepRefused, Ward, adapter_of, load_role, score_with, tokens_of, version_at, windows_of
+from flows.ward import StepRefused, Ward, adapter_of, load_role, score_with, tokens_of, version_in, windows_of
 from monitor.cohorts import Cohort, Window
 from registry.decisions import GateDecision
 from registry.entries import ChampionRecord
@@ -22,13 +24,16 @@ from registry.promotion import lineage
 
 
 def propose(ward: Ward, model: str, *, by: str, at: datetime) -> AdaptationPlan | None:
-    """Turn the reports since the last change of champion into a plan, and keep it; None: nothing to do."""
+    """Turn the reports since the last change of champion into a plan, and keep it; None: nothing to do.
+
+    Who proposed the same first stays its proposer: nothing is trained, or offered for signature, twice.
+    """
     champion = ward.records.champion(model)
     if champion is None:
         raise StepRefused(
             f"{model} has no champion yet; install the live adapter with `wardround promote --first FILE --by NAME`"
         )
-    reports = [r for r in ward.records.reports(model) if version_at(ward, model, r.window.start) == champion.version]
+    reports = [r for r in ward.records.reports(model) if version_in(ward, model, r.window) == champion.version]
     drifted = [report.window for report in reports]
     labelled = int(load_role(ward, model, drifted, PatientRole.LEARNING).labelled.sum()) if drifted else 0
     plan = plan_adaptation(
@@ -39,18 +44,27 @@ def propose(ward: Ward, model: str, *, by: str, at: datetime) -> AdaptationPlan 
         labelled=labelled,
         proposed_by=by,
     )
-    if plan is not None:
-        ward.records.save_plan(plan, at)
-    return plan
+    if plan is None:
+        return None
+    known = next(
+        (other for other in ward.records.plans(model) if replace(other, proposed_by=by).plan_id == plan.plan_id), plan
+    )
+    ward.records.save_plan(known, at)
+    return known
 
 
 def treat(ward: Ward, plan: AdaptationPlan, strategy: str, *, at: datetime) -> AdaptationRun:
-    """Train the champion's adapter further with one strategy on the plan's windows, and keep the run."""
+    """Train the champion's adapter further with one strategy on the plan's windows, and keep the run.
+
+    A run that finished stands and is not trained again, unless its adapter's file was lost.
+    """
     if plan.treatment is not Treatment.UPDATE_ADAPTER:
         raise StepRefused(f"{plan.plan_id} says “{plan.treatment}”: there is nothing to train")
     champion = ward.records.champion(plan.model)
     if champion is None or champion.version != plan.champion_version:
         raise StepRefused(f"{plan.plan_id} was made for version {plan.champion_version}, which is not live; plan again")
+    if (known := _finished_run(ward, plan, strategy)) is not None:
+        return known
     stages = stages_of(ward, plan)
     _, run = adapt(
         start=adapter_of(ward, plan.model, champion.adapter_sha256),
@@ -107,6 +121,14 @@ def name_of(windows: Sequence[Window]) -> str:
     return Window(start=windows[0].start, end=windows[-1].end).key
 
 
+def _finished_run(ward: Ward, plan: AdaptationPlan, strategy: str) -> AdaptationRun | None:
+    identity = (plan.plan_id, strategy, ward.settings.adaptation.seed)
+    for run in ward.records.runs(plan.model):
+        if (run.plan_id, run.strategy, run.seed) == identity and run.state is RunState.FINISHED:
+            return run if (ward.adapters / f"{run.adapter_sha256}{SUFFIX}").is_file() else None
+    return None
+
+
 def _experience(ward: Ward, model: str, windows: Sequence[Window], role: PatientRole) -> Experience:
     cohort = _labelled_with_images(ward, model, windows, role)
     return Experience(
@@ -122,10 +144,10 @@ def _labelled_with_images(ward: Ward, model: str, windows: Sequence[Window], rol
     return cohort.select(cohort.labelled if cohort.images is None else cohort.labelled & (cohort.images != ""))
 
 
-def _subgroups(cohort: Cohort, attributes: tuple[str, ...]) -> dict[str, NDArray[np.str_]]:
+def _subgroups(cohort: Cohort, attributes: tuple[str, ...] | None) -> dict[str, NDArray[np.str_]]:
     """Give the columns whose gaps the gate judges; a numeric attribute is cut at its median."""
     columns: dict[str, NDArray[np.str_]] = {}
-    for name in attributes or tuple(cohort.attributes):
+    for name in tuple(cohort.attributes) if attributes is None else attributes:
         if name not in cohort.attributes:
             continue
         column = cohort.attributes[name]

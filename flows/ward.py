@@ -93,6 +93,11 @@ def version_at(ward: Ward, model: str, moment: datetime) -> str:
     return live[-1].version if live else ""
 
 
+def version_in(ward: Ward, model: str, window: Window) -> str:
+    """Name the version that a window is about: who was champion in the middle of it, and so for most of it."""
+    return version_at(ward, model, window.middle)
+
+
 def windows_of(ward: Ward, model: str, version: str) -> tuple[Window, ...]:
     """List the windows that a version was adapted to; the first version: the reference window.
 

@@ -6,7 +6,7 @@ import logging
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from flows.ward import Ward, load_role, reference_of, version_at
+from flows.ward import Ward, load_role, reference_of, version_in, windows_of
 from monitor.cohorts import Window, tile_windows
 from monitor.reports import write_report
 from monitor.results import WindowReport
@@ -21,7 +21,7 @@ def watch(ward: Ward, model: str, window: Window, *, at: datetime) -> WindowRepo
     Watching a window twice keeps one report; the second replaces nothing and adds no event unless
     the studies in it have changed since.
     """
-    version = version_at(ward, model, window.start)
+    version = version_in(ward, model, window)
     reference = reference_of(ward, model, version)
     current = load_role(ward, model, [window], None)
     report = watch_window(
@@ -46,12 +46,20 @@ def report_path(ward: Ward, model: str, window: Window) -> Path:
 
 
 def windows_to_watch(ward: Ward, model: str, *, until: datetime) -> list[Window]:
-    """List the complete windows after the reference window that have studies' time span and no report yet."""
-    settings = ward.settings.model(model)
-    span = ward.records.studies_span(model)
-    if span is None or not settings.reference:
+    """List the complete windows after the first reference that were never watched, or that got studies since.
+
+    A window in which nothing arrived is among them: that is a verdict too, NOT_ENOUGH_DATA, and people must see it.
+
+    Raises:
+        SettingsError: the settings name no first reference window.
+    """
+    (reference,) = windows_of(ward, model, "")
+    if ward.records.studies_span(model) is None:
         return []
-    start = Window.from_key(settings.reference).end
-    done = {report.window for report in ward.records.reports(model)}
-    length = timedelta(days=settings.window_days)
-    return [window for window in tile_windows(start, until, length) if window not in done]
+    watched = {report.window: report.n for report in ward.records.reports(model)}
+    length = timedelta(days=ward.settings.model(model).window_days)
+    return [
+        window
+        for window in tile_windows(reference.end, until, length)
+        if watched.get(window) != len(load_role(ward, model, [window], None))
+    ]

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.cohorts import Cohort, Window
+from monitor.cohorts import MISSING, Cohort, Window
 from monitor.results import Contribution
 
 Floats = NDArray[np.float64]
@@ -63,18 +63,11 @@ def _as_words(before: NDArray[np.generic], now: NDArray[np.generic]) -> tuple[ND
     if before.dtype.kind != "f" or now.dtype.kind != "f":
         return before.astype(np.str_), now.astype(np.str_)
     known = before[~np.isnan(before)]
-    if not len(known):
-        return before.astype(np.str_), now.astype(np.str_)
-    cuts = np.unique(np.quantile(known, [0.25, 0.5, 0.75]))
-    names = np.array(
-        [
-            f"≤ {cuts[0]:g}",
-            *(f"{low:g} to {high:g}" for low, high in itertools.pairwise(cuts)),
-            f"> {cuts[-1]:g}",
-        ]
-    )
+    cuts = np.unique(np.quantile(known, [0.25, 0.5, 0.75])) if len(known) else known
+    between = [f"{low:g} to {high:g}" for low, high in itertools.pairwise(cuts)]
+    names = np.array([f"≤ {cuts[0]:g}", *between, f"> {cuts[-1]:g}"] if len(known) else ["known"])
 
     def words(column: NDArray[np.generic]) -> NDArray[np.str_]:
-        return np.where(np.isnan(column), "missing", names[np.searchsorted(cuts, column, side="left")])
+        return np.where(np.isnan(column), MISSING, names[np.searchsorted(cuts, column, side="left")])
 
     return words(before), words(now)

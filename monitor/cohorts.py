@@ -63,6 +63,11 @@ class Window:
         start, end = (datetime.fromisoformat(part) for part in key.split("/"))
         return cls(start=_as_utc(start), end=_as_utc(end))
 
+    @property
+    def middle(self) -> datetime:
+        """The moment half-way between start and end."""
+        return self.start + (self.end - self.start) / 2
+
     def contains(self, moment: datetime) -> bool:
         """Tell whether a moment lies in [start, end)."""
         return self.start <= moment < self.end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,6 +48,16 @@ def measure_harm(
         for before, now in pairs
         for name, compared in compare(before, now, counts, policy.minimum_patients).items()
     )
+
+
+def headline_harm(harms: Sequence[Harm]) -> Harm | None:
+    """Pick the loss to name first: of the realised ones that are sure the surest, else the AUROC's; None if neither.
+
+    A loss is sure where its interval lies above 0, and the surer the farther it does.
+    """
+    realised = [harm for harm in harms if harm.source is Source.REALISED and harm.low is not None]
+    sure = [harm for harm in realised if harm.low is not None and harm.low > 0]
+    return max(sure, key=lambda harm: harm.low or 0.0, default=next((h for h in realised if h.metric == "auroc"), None))
 
 
 def estimate_performance(

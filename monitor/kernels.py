@@ -39,13 +39,11 @@ def permutation_mmd(
         the unbiased MMD² (pairs of the same patient left out) relative to the kernel's own spread; it
         does not grow with n and is 0 without a difference.
     """
-    gram = _mean_kernel(values)
-    count = int(patients.max()) + 1
-    membership = np.zeros((count, len(values)))
-    membership[patients, np.arange(len(values))] = 1
-    by_patient = membership @ gram @ membership.T
-    sizes = membership.sum(axis=1)
-    current = np.zeros(count, dtype=np.bool_)
+    order = np.argsort(patients, kind="stable")
+    sizes = np.bincount(patients).astype(np.float64)
+    starts = np.searchsorted(patients[order], np.arange(len(sizes)))
+    by_patient = np.add.reduceat(np.add.reduceat(_mean_kernel(values[order]), starts, axis=0), starts, axis=1)
+    current = np.zeros(len(sizes), dtype=np.bool_)
     current[patients[is_current]] = True
     weights = contrasts(sizes, current, permutations, generator)
     statistics = np.einsum("mp,mp->m", weights @ by_patient, weights)
@@ -57,8 +55,7 @@ def _mean_kernel(values: Floats) -> Floats:
     squared = cdist(values, values, "sqeuclidean")
     sample = squared[:PAIRS_FOR_MEDIAN, :PAIRS_FOR_MEDIAN]
     median = float(np.median(sample[sample > 0])) if (sample > 0).any() else 1.0
-    kernels = [np.exp(-squared / (2 * factor * median)) for factor in BANDWIDTHS]
-    return np.asarray(np.mean(kernels, axis=0))
+    return np.asarray(sum(np.exp(squared / (-2 * factor * median)) for factor in BANDWIDTHS) / len(BANDWIDTHS))
 
 
 def _effect(by_patient: Floats, sizes: Floats, current: NDArray[np.bool_]) -> float:

@@ -26,5 +26,5 @@ def contrasts(sizes: Floats, current: NDArray[np.bool_], permutations: int, gene
 
 def p_value(statistics: Floats) -> float:
     """Give (b + 1) / (m + 1) for a row of statistics whose first is the observed one; never 0."""
-    exceeding = int((statistics[1:] >= statistics[0] - 1e-12 * abs(statistics[0])).sum())
+    exceeding = int((statistics[1:] >= statistics[0] - 1e-12 * max(1.0, abs(statistics[0]))).sum())
     return (exceeding + 1) / len(statistics)

@@ -18,7 +18,7 @@ import pandas as pd
 from monitor.cohorts import Cohort
 from monitor.tasks import TASKS
 
-UNSAFE = re.compile(r"[^\w .,:;%+\-–≤≥=/()]")
+UNSAFE = re.compile(r"[^\w .,:;%+\-–≤≥/()]")
 MINIMUM_ROWS = 5
 
 
@@ -32,7 +32,8 @@ def write_report(reference: Cohort, current: Cohort, path: Path) -> Path | None:
     before, now = (_frame(cohort, current) for cohort in (reference, current))
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # Evidently divides by zero on constant columns and says so at length
-        html = _run(before, now, current)
+        shared = [name for name in now if name in before]  # all but labels that one side alone has
+        html = _run(before[shared], now[shared], current)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     with partial.open("w", encoding="utf-8") as file:
@@ -57,7 +58,8 @@ def _run(before: pd.DataFrame, now: pd.DataFrame, current: Cohort) -> str:
         "numerical_columns": numeric,
         "categorical_columns": [name for name in now if name not in numeric],
     }
-    presets: list[Any] = [DataDriftPreset(), DataSummaryPreset()]
+    known = [name for name in now if before[name].notna().any() and now[name].notna().any()]
+    presets: list[Any] = [DataDriftPreset(columns=known), DataSummaryPreset()]  # it refuses to compare nothing
     if _can_classify(before, now, current):
         score = f"score {safe_text(current.findings[0])}"
         definition["classification"] = [

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from monitor.attribution import attribute_drift
 from monitor.cohorts import Cohort, Window
 from monitor.detectors import NotEnoughData, Outcome, Sample, compare
-from monitor.harm import measure_harm
+from monitor.harm import headline_harm, measure_harm
 from monitor.performance import evaluate
 from monitor.policies import DriftPolicy
-from monitor.results import DriftKind, DriftResult, Source, Verdict, WindowReport
+from monitor.results import DriftKind, DriftResult, Verdict, WindowReport
 from monitor.subgroups import measure_gaps
 
 Tell = Callable[[str], None]
@@ -134,11 +134,16 @@ def _questions(reference: Cohort, current: Cohort, policy: DriftPolicy) -> Itera
             current=_known(now, current.patient_key),
         )
 
-    if reference.embeddings is not None and current.embeddings is not None:
-        before, now = (cohort.embeddings.astype(np.float64) for cohort in (reference, current))  # type: ignore[union-attr]
+    if reference.embeddings is not None or current.embeddings is not None:
         for name in policy.embedding_detectors:
             if policy.alibi_detect or not name.startswith("alibi_"):
-                yield ask(name, DriftKind.APPEARANCE, "embedding", before, now)
+                yield _Question(
+                    detector=name,
+                    kind=DriftKind.APPEARANCE,
+                    feature="embedding",
+                    reference=_embedded(reference),
+                    current=_embedded(current),
+                )
     for column, finding in enumerate(current.findings):
         sides = reference.scores[:, column], current.scores[:, column]
         yield ask(policy.score_detector, DriftKind.BEHAVIOUR, f"score {finding}", *sides)
@@ -158,10 +163,17 @@ def _questions(reference: Cohort, current: Cohort, policy: DriftPolicy) -> Itera
 
 def _known(values: NDArray[Any], patients: NDArray[np.str_]) -> Sample:
     """Leave out rows whose value is not known (yet)."""
-    if values.dtype.kind == "f" and values.ndim == 1:
+    if values.dtype.kind == "f":
         known = ~np.isnan(values)
         return Sample(values=values[known], patients=patients[known])
     return Sample(values=values, patients=patients)
+
+
+def _embedded(cohort: Cohort) -> Sample:
+    """Give the embeddings; no rows for a cohort without images, so that its comparison answers NOT_ENOUGH_DATA."""
+    if cohort.embeddings is None:
+        return Sample(values=np.empty((0, 0)), patients=cohort.patient_key[:0])
+    return Sample(values=cohort.embeddings.astype(np.float64), patients=cohort.patient_key)
 
 
 def _entropy(scores: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -245,19 +257,31 @@ def _sentence(report: WindowReport) -> str:
     if report.verdict is Verdict.NOT_ENOUGH_DATA:
         return f"{report.n} studies of {report.patients} patients are too few to judge: {report.results[0].reason}."
     if report.verdict is Verdict.NO_DRIFT:
-        return f"Nothing in {report.n} studies of {report.patients} patients differs from the reference beyond chance."
+        return _quiet_sentence(report)
     drifted = [result for result in report.results if result.verdict is Verdict.DRIFT]
     kinds = list(dict.fromkeys(result.kind.value for result in drifted))
     features = list(dict.fromkeys(result.feature for result in drifted))
     return f"Changed: {', '.join(kinds)} ({', '.join(features)}).{_harm_sentence(report)}{_carrier_sentence(report)}"
 
 
+def _quiet_sentence(report: WindowReport) -> str:
+    """Say that nothing changed, and what that does not cover: changes too small to count, comparisons not made."""
+    results = report.results
+    small = dict.fromkeys(r.feature for r in results if r.p_value is not None and r.p_value <= r.threshold)
+    unknown = dict.fromkeys(f"{r.feature} ({r.reason})" for r in results if r.verdict is Verdict.NOT_ENOUGH_DATA)
+    beyond = f"by enough to count; surely but slightly changed: {', '.join(small)}" if small else "beyond chance"
+    not_judged = f" Not judged: {', '.join(unknown)}." if unknown else ""
+    studies = f"{report.n} studies of {report.patients} patients"
+    return f"Nothing in {studies} differs from the reference {beyond}.{not_judged}"
+
+
 def _harm_sentence(report: WindowReport) -> str:
-    for harm in report.harms:
-        if harm.source is Source.REALISED and harm.metric == "auroc" and harm.loss is not None and harm.low is not None:
-            sure = "surely worse" if harm.low > 0 else "not surely worse"
-            return f" AUROC {harm.current:.3f} against {harm.reference:.3f} in the reference, {sure}."
-    return " Without labels the loss is only estimated."
+    harm = headline_harm(report.harms)
+    if harm is None or harm.current is None or harm.reference is None or harm.low is None:
+        return " Without labels the loss is only estimated."
+    sure = "surely worse" if harm.low > 0 else "not surely worse"
+    metric = "AUROC" if harm.metric == "auroc" else harm.metric.capitalize()
+    return f" {metric} {harm.current:.3f} against {harm.reference:.3f} in the reference, {sure}."
 
 
 def _carrier_sentence(report: WindowReport) -> str:

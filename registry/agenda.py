@@ -11,7 +11,12 @@ def next_step(records: Records, model: str) -> str:
     champion = records.champion(model)
     if champion is None:
         return "An engineer installs the live adapter as first champion: wardround promote --first FILE --by NAME"
-    offered = [d for d in records.decisions(model) if d.champion_version == champion.version and d.promote]
+    was_live = {move.decision_id for move in records.champion_history(model)}  # promoted once, for good or rolled back
+    offered = [
+        d
+        for d in records.decisions(model)
+        if d.promote and d.champion_version == champion.version and d.decision_id not in was_live
+    ]
     waiting = []
     for decision in offered:
         signatures = records.signatures(decision.decision_id)
@@ -26,6 +31,14 @@ def next_step(records: Records, model: str) -> str:
     reports = records.reports(model)
     if not reports:
         return "No window has been watched yet: wardround watch"
-    if reports[-1].verdict is Verdict.DRIFT:
-        return "The last window drifted; wardround plan says what the evidence asks for."
+    if reports[-1].verdict is Verdict.DRIFT and reports[-1].window.middle >= champion.since:
+        return _after_drift(records, model, champion.version)
     return "Nobody needs to act."
+
+
+def _after_drift(records: Records, model: str, live: str) -> str:
+    """Say what follows a drift for which no adapter waits: the gate or a person may have refused them all."""
+    plans = [plan.plan_id for plan in records.plans(model) if plan.champion_version == live]
+    if plans and any(decision.plan_id == plans[-1] for decision in records.decisions(model)):
+        return "An engineer looks into it: every adapter for this drift was refused, with reasons."
+    return "The last window drifted; wardround plan says what the evidence asks for."

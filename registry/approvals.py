@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from functools import cache
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
@@ -56,7 +57,7 @@ def approve(records: Records, decision_id: str, *, user: str, password: str, mea
         RecordsError: there is no such decision.
     """
     decision = records.decision(decision_id)
-    person = _identify(records, decision, user, password, at)
+    person = _identify_signer(records, decision, user, password, at)
     if not decision.promote:
         failed = sum(not check.passed for check in decision.checks)
         raise SignatureRefused(f"the gate refused {decision_id} (failed checks: {failed}); it cannot be approved")
@@ -72,7 +73,7 @@ def reject(records: Records, decision_id: str, *, user: str, password: str, mean
         RecordsError: there is no such decision.
     """
     decision = records.decision(decision_id)
-    person = _identify(records, decision, user, password, at)
+    person = _identify_signer(records, decision, user, password, at)
     return _sign(records, decision, person, approved=False, meaning=meaning, at=at)
 
 
@@ -111,25 +112,38 @@ def valid_approval(records: Records, decision: GateDecision) -> Signature:
     return signatures[0]
 
 
-def _identify(records: Records, decision: GateDecision, name: str, password: str, at: datetime) -> User:
-    """Find the person behind a name and password; every wrong password is an event, five lock for a while."""
-    recent = [e for e in records.events() if e.kind == WRONG_PASSWORD and e.actor == name and at - e.at < LOCK]
+def identify(records: Records, name: str, password: str, *, at: datetime, model: str = "", subject: str = "") -> User:
+    """Find the active person behind a name and password; every wrong one is an event, five lock for a while.
+
+    ``model`` and ``subject`` say in that event what was to be done. An unknown name takes as long as a known one.
+
+    Raises:
+        SignatureRefused: wrong, locked, or the person may not act any more.
+    """
+    recent = [e for e in records.events(kind=WRONG_PASSWORD) if e.actor == name and at - e.at < LOCK]
     if len(recent) >= WRONG_PASSWORDS:
         minutes = int(LOCK.total_seconds() // 60)
         raise SignatureRefused(f"{len(recent)} wrong passwords for {name}; try again in {minutes} minutes")
     person = records.user(name)
-    if person is None or not verify_password(person.password_hash, password):
-        records.tell(
-            at=at,
-            kind=WRONG_PASSWORD,
-            model=decision.model,
-            subject=decision.decision_id,
-            payload={},
-            actor=name[:MAXIMUM_NAME],
-        )
+    known = verify_password(person.password_hash if person else _nobodys_hash(), password)
+    if person is None or not known:
+        actor = name[:MAXIMUM_NAME]
+        records.tell(at=at, kind=WRONG_PASSWORD, model=model, subject=subject, payload={}, actor=actor)
         raise SignatureRefused("the user name or the password is wrong; enter both again")
     if not person.active:
         raise SignatureRefused(f"{name} may not act any more; another person signs")
+    return person
+
+
+@cache
+def _nobodys_hash() -> str:
+    """Hash a password to check when there is no such person, so that the time it takes does not tell who exists."""
+    return _hasher.hash("the password of nobody")
+
+
+def _identify_signer(records: Records, decision: GateDecision, name: str, password: str, at: datetime) -> User:
+    subject = {"model": decision.model, "subject": decision.decision_id}
+    person = identify(records, name, password, at=at, **subject)
     _check_may_sign(records, decision, person.name, person.role)
     return person
 

@@ -21,7 +21,10 @@ class GatePolicy(BaseModel):
     maximum_forgetting: float = Field(0.02, ge=0)
     maximum_calibration_loss: float = Field(0.03, ge=0, description="allowed rise of the Brier score")
     maximum_gap_increase: float = Field(0.05, ge=0, description="allowed widening of a subgroup's gap")
-    subgroup_attributes: tuple[str, ...] = Field((), description="attributes whose gaps are judged; empty: all")
+    subgroup_attributes: tuple[str, ...] | None = Field(
+        None,
+        description="attributes whose gaps are judged; left out: all; an empty list: none, and every decision says so",
+    )
     minimum_patients: int = Field(20, ge=2)
     minimum_each_class: int = Field(10, ge=1, description="patients with, and patients without, the finding")
     level: float = Field(0.95, gt=0.5, lt=1, description="two-sided; each one-sided test runs at (1-level)/2")

@@ -53,9 +53,12 @@ class BatchSummary:
             raise ValueError(f"rows were lost or counted twice in {self.source}: {self}")
 
 
+ROLES = ("engineer", "quality officer", "clinician", "administrator", "auditor")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
-    """A person who may act; ``password_hash`` is argon2's."""
+    """A person who may act; ``role`` is one of ``ROLES``, ``password_hash`` is argon2's."""
 
     name: str
     role: str

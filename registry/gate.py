@@ -41,7 +41,12 @@ def decide(
         raise ValueError(f"{run.run_id} has no adapter to judge: {run.reason or run.state}")
     if len({cohort.name for cohort in cohorts}) != len(cohorts):
         raise ValueError(f"cohorts need different names, got {[cohort.name for cohort in cohorts]}")
-    checks = (*_check_kinds(cohorts), *_check_cohorts(cohorts, policy), judge_forgetting(run, policy))
+    checks = (
+        *_check_kinds(cohorts),
+        *_check_cohorts(cohorts, policy),
+        *_tell_unjudged_subgroups(policy),
+        judge_forgetting(run, policy),
+    )
     return GateDecision(
         model=run.model,
         plan_id=run.plan_id,
@@ -147,19 +152,31 @@ def _check_kinds(cohorts: Sequence[HeldOutScores]) -> Iterator[GateCheck]:
     asked = {"old": "what was learned before is kept", "new": "the change helps where it should"}
     for kind, question in asked.items():
         if not any(cohort.kind == kind for cohort in cohorts):
-            yield GateCheck(
-                name=COHORTS,
-                cohort="",
-                metric="",
-                champion=None,
-                challenger=None,
-                difference=None,
-                low=None,
-                high=None,
-                margin=0.0,
-                passed=False,
-                reason=f"There is no {kind} held-out cohort, so it cannot be judged whether {question}.",
-            )
+            reason = f"There is no {kind} held-out cohort, so it cannot be judged whether {question}."
+            yield _check_without_figures(COHORTS, passed=False, reason=reason)
+
+
+def _tell_unjudged_subgroups(policy: GatePolicy) -> Iterator[GateCheck]:
+    """Say in every decision that the policy lets no subgroup be judged: who signs must know it."""
+    if policy.subgroup_attributes == ():
+        reason = "No subgroup was judged: the gate's policy names no attribute (subgroup_attributes = [])."
+        yield _check_without_figures(GAP, passed=True, reason=reason)
+
+
+def _check_without_figures(name: str, *, passed: bool, reason: str) -> GateCheck:
+    return GateCheck(
+        name=name,
+        cohort="",
+        metric="",
+        champion=None,
+        challenger=None,
+        difference=None,
+        low=None,
+        high=None,
+        margin=0.0,
+        passed=passed,
+        reason=reason,
+    )
 
 
 def _check_cohorts(cohorts: Sequence[HeldOutScores], policy: GatePolicy) -> Iterator[GateCheck]:
@@ -170,7 +187,8 @@ def _check_cohorts(cohorts: Sequence[HeldOutScores], policy: GatePolicy) -> Iter
         else:
             yield judge_superiority(compare(cohort, policy.metric, policy=policy), policy)
         yield judge_calibration(compare(cohort, "brier", policy=policy), policy)
-        for attribute in policy.subgroup_attributes or cohort.subgroups:
+        judged = cohort.subgroups if policy.subgroup_attributes is None else policy.subgroup_attributes
+        for attribute in judged:
             yield from (judge_gap(gap, policy) for gap in compare_gaps(cohort, attribute, policy))
 
 

@@ -25,6 +25,7 @@ from registry.records import Records, RecordsError
 PROJECTED, PENDING, MOVED_OUTSIDE = "champion.projected", "champion.projection_pending", "alias.moved_outside"
 FIRST, PROMOTE, ROLLBACK = "first", "promote", "rollback"
 CARD = ".json"
+ONLY_LOOKS = "auditor"
 
 
 class PromotionRefused(RecordsError):
@@ -51,7 +52,7 @@ def promote(records: Records, versions: ModelVersions, decision_id: str, *, acto
         RecordsError: one of these does not hold (SignatureRefused, PromotionRefused, StaleChampion).
     """
     decision = records.decision(decision_id)
-    _check_actor(records, actor)
+    check_actor(records, actor)
     live = records.champion(decision.model)
     if live is None or live.decision_id != decision_id:
         approval = valid_approval(records, decision)
@@ -83,7 +84,7 @@ def install(
         RecordsError: the actor is not known.
         OSError: the file cannot be read or copied.
     """
-    _check_actor(records, actor)
+    check_actor(records, actor)
     sha256, live = content_sha256(adapter), records.champion(model)
     if live is not None and (live.kind, live.adapter_sha256) != (FIRST, sha256):
         raise PromotionRefused(f"{model} has a champion already, version {live.version}; another one needs the gate")
@@ -117,7 +118,7 @@ def rollback(
     Raises:
         PromotionRefused: there is nothing to go back to, no reason, or the earlier adapter's file is gone.
     """
-    _check_actor(records, actor)
+    check_actor(records, actor)
     if not reason.strip():
         raise PromotionRefused("a rollback states its reason; it stands in the record")
     history = records.champion_history(model)
@@ -179,6 +180,19 @@ def project(records: Records, versions: ModelVersions, champion: ChampionRecord,
     return Promotion(champion=champion, mlflow_version=version)
 
 
+def check_actor(records: Records, actor: str) -> None:
+    """Prove that somebody is a known person who may act.
+
+    Raises:
+        PromotionRefused: nobody of that name may.
+    """
+    person = records.user(actor)
+    if person is None or not person.active:
+        raise PromotionRefused(f"{actor or 'nobody'} is not a person who may act here; `wardround user add` adds one")
+    if person.role == ONLY_LOOKS:
+        raise PromotionRefused(f"{actor} is an {ONLY_LOOKS} and only looks; another person does it")
+
+
 def lineage(history: Iterable[ChampionRecord]) -> list[ChampionRecord]:
     """List the versions that the live one stands on, itself last: what was rolled back is not among them."""
     line: list[ChampionRecord] = []
@@ -189,12 +203,6 @@ def lineage(history: Iterable[ChampionRecord]) -> list[ChampionRecord]:
         else:
             line.append(move)
     return line
-
-
-def _check_actor(records: Records, actor: str) -> None:
-    person = records.user(actor)
-    if person is None or not person.active:
-        raise PromotionRefused(f"{actor or 'nobody'} is not a person who may act here; `wardround user add` adds one")
 
 
 def _check_evidence(records: Records, versions: ModelVersions, decision: GateDecision) -> None:

@@ -18,7 +18,7 @@ from monitor.cohorts import Window
 from monitor.results import WindowReport
 from registry.database import wal_is_safe
 from registry.decisions import GateDecision, Signature
-from registry.entries import ChampionRecord, Look, RecordsError, StaleChampion, User
+from registry.entries import ROLES, ChampionRecord, Look, RecordsError, StaleChampion, User
 from registry.held_out import HeldOutCohort
 from registry.intake import Intake
 from registry.ledger import SYSTEM
@@ -159,7 +159,15 @@ class Records(Intake):
     # --- people, signatures, champions
 
     def add_user(self, name: str, role: str, password_hash: str, at: datetime) -> None:
-        """Add a person; a name is given once."""
+        """Add a person; a name is given once.
+
+        Raises:
+            RecordsError: the name is taken or empty, or there is no such role.
+        """
+        if not name.strip():
+            raise RecordsError("a person has a name; it stands under signatures")
+        if role not in ROLES:
+            raise RecordsError(f"there is no role {role!r}; choose one of {', '.join(ROLES)}")
         with self._writing() as session:
             if session.get(UserRow, name) is not None:
                 raise RecordsError(f"there is a user {name!r} already; choose another name")

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from continual.plans import AdaptationPolicy
+from monitor.cohorts import Window
 from monitor.policies import DriftPolicy
 from monitor.tasks import TASKS, Task
 from registry.decisions import GatePolicy
@@ -50,6 +51,8 @@ class ModelSettings(BaseModel):
     def _check(self) -> Self:
         if len(self.classes) < TASKS[self.task].minimum_classes or len(set(self.classes)) != len(self.classes):
             raise ValueError(f"{self.task} needs at least {TASKS[self.task].minimum_classes} different classes")
+        if self.reference:
+            read_window(self.reference)
         if stray := set(self.numeric_attributes) - set(self.attributes):
             raise ValueError(f"numeric_attributes must also stand in attributes: {sorted(stray)}")
         return self
@@ -118,6 +121,20 @@ class Settings(BaseSettings):
         return self.models[name]
 
 
+def read_window(text: str) -> Window:
+    """Read a window that a person wrote.
+
+    Raises:
+        ValueError: it is none; the message shows one.
+    """
+    try:
+        return Window.from_key(text)
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is not a window; write its first day and the day after it, as 2026-03-30/2026-04-06"
+        ) from None
+
+
 class SettingsError(ValueError):
     """The settings file is missing or says something that is not allowed."""
 
@@ -137,5 +154,5 @@ def read_settings(directory: Path) -> Settings:
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path} is not valid TOML: {error}") from None
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise SettingsError("\n".join([f"{path} cannot be used:", *lines])) from None
+        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise SettingsError(f"{path} cannot be used; {'; '.join(problems)}") from None

@@ -5,14 +5,21 @@ Built only through ``registry.records``, so that pages are tested over what the 
 
 from __future__ import annotations
 
+import json
+import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from argon2 import PasswordHasher
+from PIL import Image
 
 from continual.plans import AdaptationPlan, AdaptationRun, RunState, Treatment
 from monitor.cohorts import Prediction, Window
@@ -423,3 +430,196 @@ def _champion(*, version: str, kind: str, sha256: str, since: datetime, actor: s
         reason="the adapter that was live already",
         since=since,
     )
+
+
+# ---- a small ward that is real: images, features, a trained champion, drift that hurts
+
+SMALL_MODEL = "bright-left"
+SMALL_SETTINGS = f"""
+[models.{SMALL_MODEL}]
+attributes = ["kind", "site"]
+window_days = 7
+reference = "2026-01-05/2026-02-02"
+[models.{SMALL_MODEL}.backbone]
+name = "tiny"
+source = "random"
+image_size = 28
+[roles]
+learning = 0.4
+held_out = 0.3
+reference = 0.3
+[drift]
+alibi_detect = false
+evidently = false
+permutations = 199
+resamples = 100
+[adaptation]
+strategies = ["naive", "replay"]
+drifted_windows = 2
+minimum_labels = 20
+epochs = 12
+learning_rate = 0.003
+memory_size = 60
+[gate]
+margin = 0.1
+maximum_forgetting = 0.1
+maximum_calibration_loss = 0.1
+minimum_patients = 12
+minimum_each_class = 5
+resamples = 200
+subgroup_attributes = ["site"]
+"""
+SMALL_START = datetime(2026, 1, 5, tzinfo=UTC)
+SMALL_WEEKS = [Window(start=SMALL_START + (4 + i) * WEEK, end=SMALL_START + (5 + i) * WEEK) for i in range(4)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SmallWard:
+    """A folder with a ward whose history is ingested, and four weeks of exports: two quiet, two of another kind."""
+
+    directory: Path
+
+    @property
+    def model(self) -> str:
+        return SMALL_MODEL
+
+    @property
+    def weeks(self) -> list[Window]:
+        return SMALL_WEEKS
+
+    @property
+    def ward(self) -> Any:
+        from flows.ward import open_ward
+
+        return open_ward(self.directory)
+
+    def export(self, week: int) -> Path:
+        return self.directory / "exports" / f"week-{week}.csv"
+
+    def live(self, weeks: int, *, ward: Any = None) -> None:
+        """Make the rounds of the first weeks."""
+        from flows.rounds import RoundOrder, run_round
+
+        for number, window in enumerate(SMALL_WEEKS[:weeks]):
+            order = RoundOrder(model=SMALL_MODEL, exports=(self.export(number),), windows=(window,), proposer=ENGINEER)
+            run_round(ward or self.ward, order, at=window.end + timedelta(hours=6))
+
+    def rows(self) -> dict[str, list[dict[str, Any]]]:
+        """Every row of every table, without the stop-watch of a training and the hashes that cover it."""
+        with closing(sqlite3.connect(self.directory / "wardround.db")) as connection:
+            connection.row_factory = sqlite3.Row
+            names = [row["name"] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            tables = {name: list(map(dict, connection.execute(f"SELECT * FROM {name}"))) for name in sorted(names)}
+        for run in tables["runs"]:
+            run["content"] = {**json.loads(run["content"]), "seconds": None}
+        for event in tables["events"]:
+            del event["digest"], event["previous"]
+            if event["kind"] == "adapter.trained":
+                event["payload"] = {**json.loads(event["payload"]), "sha256": None}
+        tables["meta"] = [row for row in tables["meta"] if row["key"] != "head"]
+        return tables
+
+
+@pytest.fixture(scope="session")
+def small_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the small ward once."""
+    return build_small_ward(tmp_path_factory.mktemp("small") / "ward")
+
+
+@pytest.fixture(scope="session")
+def small_treated_home(small_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Live the four weeks once: two adapters are trained and judged."""
+    home = Path(shutil.copytree(small_home, tmp_path_factory.mktemp("treated") / "ward"))
+    SmallWard(directory=home).live(4)
+    return home
+
+
+@pytest.fixture
+def small(small_home: Path, tmp_path: Path) -> SmallWard:
+    """Give a fresh copy of the small ward, four weeks before it."""
+    return SmallWard(directory=Path(shutil.copytree(small_home, tmp_path / "ward")))
+
+
+@pytest.fixture
+def treated(small_treated_home: Path, tmp_path: Path) -> SmallWard:
+    """Give a fresh copy of the small ward after its four weeks."""
+    return SmallWard(directory=Path(shutil.copytree(small_treated_home, tmp_path / "treated")))
+
+
+def build_small_ward(directory: Path) -> Path:
+    """Train a champion on four weeks of one kind of image, and write what it says of the weeks to come."""
+    from continual.adapters import load_adapter, score
+    from continual.adapting import Experience, train_first
+    from flows.ingesting import embed_images, ingest_export
+    from flows.ward import backbone_of, open_ward
+    from monitor.tasks import Task
+    from registry.held_out import PatientRole, roles_of
+    from registry.promotion import install
+
+    directory.mkdir(parents=True)
+    (directory / FILE_NAME).write_text(SMALL_SETTINGS, encoding="utf-8")
+    ward = open_ward(directory)
+    cheap = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+    for name, role in ((ENGINEER, "engineer"), (OFFICER, "quality officer")):
+        ward.records.add_user(name, role, cheap.hash(PASSWORD), SMALL_START)
+    studies = _draw_studies(directory / "images")
+    tokens = ward.features_of(SMALL_MODEL).tokens(
+        embed_images([directory / name for name in studies["image"]], ward=ward, model=SMALL_MODEL)
+    )
+    learn = np.asarray(studies["week"] < 0) & (
+        roles_of(studies["patient_key"].to_numpy(str), ward.settings.roles) == PatientRole.LEARNING
+    )
+    first = train_first(
+        backbone_of(ward, SMALL_MODEL),
+        Experience(
+            name="history",
+            tokens=tokens[learn],
+            labels=np.asarray(studies["label"] == "yes", dtype=float)[learn, None],
+            patient_key=studies["patient_key"].to_numpy(str)[learn],
+        ),
+        task=Task.BINARY,
+        classes=("no", "yes"),
+        policy=ward.settings.adaptation,
+        directory=ward.adapters,
+        progress=lambda *told: None,
+    )
+    install(ward.records, ward.versions, SMALL_MODEL, adapter=first, actor=ENGINEER, at=SMALL_START)
+    adapter = load_adapter(backbone_of(ward, SMALL_MODEL), first, first.stem)
+    studies["score"] = score(adapter, tokens)[:, 0]
+    (directory / "exports").mkdir()
+    for week, part in studies.groupby("week"):
+        path = directory / "exports" / (f"week-{week}.csv" if int(str(week)) >= 0 else "history.csv")
+        part.drop(columns="week").to_csv(path, index=False)
+    ingest_export(directory / "exports" / "history.csv", model=SMALL_MODEL, ward=ward, at=SMALL_WEEKS[0].start)
+    return directory
+
+
+def _draw_studies(folder: Path) -> pd.DataFrame:
+    """Draw green images, where a bright left half says yes, and red ones, which come later, where a bright top does."""
+    generator = np.random.default_rng(7)
+    folder.mkdir()
+    rows = []
+    for week, count in ((-1, 160), *((week, 80) for week in range(4))):
+        for i in range(count):
+            red, yes = week >= 2 and i % 10 != 0, bool(generator.integers(2))
+            pixels = generator.integers(0, 90, (28, 28, 3), dtype=np.uint8)
+            pixels[..., 0 if red else 1] += 60
+            side = slice(14) if yes else slice(14, None)
+            pixels[(side, slice(None)) if red else (slice(None), side)] += 60
+            name = f"{week + 1}-{i}"
+            Image.fromarray(pixels).save(folder / f"{name}.png")
+            begin = SMALL_START if week < 0 else SMALL_WEEKS[week].start
+            rows.append(
+                {
+                    "study_uid": f"study-{name}",
+                    "patient_key": f"patient-{name}",
+                    "produced_at": (begin + timedelta(hours=2 * i)).isoformat(),
+                    "label": "yes" if yes else "no",
+                    "image": f"images/{name}.png",
+                    "model_version": "1",
+                    "kind": "red" if red else "green",
+                    "site": "AB"[i % 2],
+                    "week": week,
+                }
+            )
+    return pd.DataFrame(rows)

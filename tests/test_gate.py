@@ -241,6 +241,18 @@ def test_the_policy_says_which_attributes_are_judged_and_misses_none_of_them():
     assert "the subgroups of age cannot be judged: the cohort has no such attribute." in failed(asked)[0].reason
 
 
+def test_a_policy_that_names_no_subgroup_says_so_in_the_decision():
+    cohorts = [
+        with_sexes(cohort_of(kind, gain=gain), np.array(["F", "M"] * 100))
+        for kind, gain in (("old", 0.0), ("new", 1.0))
+    ]
+    decision = judge(*cohorts, policy=POLICY.model_copy(update={"subgroup_attributes": ()}))
+    (told,) = [check for check in decision.checks if check.name == "subgroup gap"]
+    assert decision.promote
+    assert (told.passed, told.difference) == (True, None)
+    assert "No subgroup was judged" in told.reason
+
+
 figures = st.floats(-1, 1, allow_nan=False)
 share = st.floats(0.001, 0.5)
 

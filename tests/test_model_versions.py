@@ -93,7 +93,8 @@ def test_the_alias_goes_where_it_is_sent(versions, release):
 
 def test_a_crash_between_run_and_version_leaves_nothing_in_the_way(versions, release):
     client = client_of(versions)
-    client.create_experiment(f"wardround/{release.model}")
+    folder = versions.artifact_root.resolve() / release.model
+    client.create_experiment(f"wardround/{release.model}", artifact_location=folder.as_uri())
     client.create_registered_model(release.model)
     assert versions.register(release) == "1"
 

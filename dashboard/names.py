@@ -1,0 +1,131 @@
+"""How things are named on screen: windows by their days; figures, features and strategies in words."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta
+
+from monitor.cohorts import Window
+
+METRIC_WORDS = {
+    "auroc": "AUROC",
+    "brier": "Brier score",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "accuracy": "accuracy",
+    "selection_rate": "share called positive",
+}
+METRIC_MEANINGS = {
+    "auroc": "AUROC: how well the scores rank sick above healthy; 0.5 is chance, 1 is perfect.",
+    "brier": "Brier score: how far the scores lie from the truth; 0 is perfect, lower is better.",
+    "sensitivity": "Sensitivity: of the studies with the finding, the share that the model catches.",
+    "specificity": "Specificity: of the studies without it, the share that the model leaves alone.",
+    "accuracy": "Accuracy: the share of studies that the model calls right.",
+    "selection_rate": "Share called positive: the share of studies that the model calls positive, right or wrong.",
+}
+DETECTOR_WORDS = {
+    "mmd": "MMD",
+    "ks": "KS",
+    "chi_square": "chi-square",
+    "alibi_mmd": "MMD, alibi",
+    "alibi_lsdd": "LSDD",
+    "alibi_classifier": "classifier",
+}
+FEATURE_WORDS = {"embedding": "image embedding"}
+FEATURE_PREFIXES = {"score ": "score for ", "prevalence ": "share labelled "}
+STRATEGY_WORDS = {"ewc": "EWC"}
+STRATEGY_MEANINGS = {
+    "naive": "learns from the new studies alone",
+    "replay": "rehearses older studies while it learns the new ones",
+    "ewc": "learns the new, but holds on to the weights that the old needs",
+    "cumulative": "learns from everything again",
+}
+
+SPAN = re.compile(r"(?<![\w-])(\d{4}-\d\d-\d\d)(?:/| to )(\d{4}-\d\d-\d\d)(?![\w-])")
+IN_REASONS = {r"\bauroc\b": "AUROC", r"\bbrier\b": "Brier score", r"\bchi_square\b": "chi-square"}
+IN_REASONS |= {r"\bselection_rate\b": "share called positive", r" = (?=[<>≤≥])": " "}
+
+
+def metric_words(name: str) -> str:
+    """Name a metric as a reader would."""
+    return METRIC_WORDS.get(name, name)
+
+
+def feature_words(name: str) -> str:
+    """Name what was compared: the image embedding, the score for yes, the share labelled yes."""
+    for prefix, words in FEATURE_PREFIXES.items():
+        if name.startswith(prefix):
+            return words + name.removeprefix(prefix)
+    return FEATURE_WORDS.get(name, name)
+
+
+def detector_words(name: str) -> str:
+    """Name a detector as its authors write it."""
+    return DETECTOR_WORDS.get(name, name)
+
+
+def strategy_words(name: str) -> str:
+    """Name a strategy as its authors write it."""
+    return STRATEGY_WORDS.get(name, name)
+
+
+def value_words(attribute: str, value: str) -> str:
+    """Write an attribute and its value: source = large, age > 62."""
+    return f"{attribute} {value}" if value[:1] in ("<", ">", "≤", "≥") else f"{attribute} = {value}"
+
+
+def number(value: float | None) -> str:
+    """Write a figure, or a dash where there is none."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def days(window: Window) -> str:
+    """Write a window as its first and last day: 4 – 10 May 2026."""
+    first, last = window.start, window.end - timedelta(microseconds=1)
+    if first.date() == last.date():
+        return f"{first.day} {first:%b %Y}"
+    end = f"{last.day} {last:%b %Y}"
+    if first.year != last.year:
+        return f"{first.day} {first:%b %Y} – {end}"
+    return f"{first.day} – {end}" if first.month == last.month else f"{first.day} {first:%b} – {end}"
+
+
+def day(moment: datetime) -> str:
+    """Write a moment as its day: 4 May 2026."""
+    return f"{moment.day} {moment:%B %Y}"
+
+
+def plural(n: int, word: str) -> str:
+    """Write a count with its noun: 1 study, 2,398 studies."""
+    many = f"{word[:-1]}ies" if word.endswith("y") else f"{word}s"
+    return f"{n:,} {word if n == 1 else many}"
+
+
+def sentence(text: str) -> str:
+    """Begin a text with a capital letter."""
+    return text[:1].upper() + text[1:]
+
+
+def reword(text: str) -> str:
+    """Write a recorded reason as a reader would: windows by their days, figures by their names."""
+    said = SPAN.sub(_days_of, text)
+    for pattern, words in IN_REASONS.items():
+        said = re.sub(pattern, words, said)
+    return said
+
+
+def distinct(names: list[str]) -> list[str]:
+    """Number names that occur more than once: a list of choices must never show one name for two things."""
+    seen: dict[str, int] = {}
+    told = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        told.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return told if len(set(told)) == len(told) else [f"{i + 1}. {name}" for i, name in enumerate(names)]
+
+
+def _days_of(found: re.Match[str]) -> str:
+    try:
+        return days(Window.from_key(f"{found[1]}/{found[2]}"))
+    except ValueError:
+        return found[0]

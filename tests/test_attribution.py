@@ -1,0 +1,111 @@
+"""Where a drift sits, by hand."""
+
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+from monitor.attribution import attribute_drift
+from monitor.cohorts import MISSING, Cohort, Window
+from monitor.tasks import Task
+
+WEEK = Window(start=datetime(2026, 1, 5, tzinfo=UTC), end=datetime(2026, 1, 12, tzinfo=UTC))
+
+
+def make_cohort(attributes, embeddings=None) -> Cohort:
+    columns = {name: np.asarray(column) for name, column in attributes.items()}
+    n = len(next(iter(columns.values())))
+    return Cohort(
+        task=Task.BINARY,
+        classes=("no", "yes"),
+        study_uid=np.arange(n).astype(np.str_),
+        patient_key=np.arange(n).astype(np.str_),
+        times=np.full(n, np.datetime64("2026-01-05", "us")),
+        scores=np.full((n, 1), 0.5),
+        labels=np.full((n, 1), np.nan),
+        attributes=columns,
+        embeddings=None if embeddings is None else np.array(embeddings, dtype=np.float32).reshape(n, -1),
+    )
+
+
+def attribute(reference, current) -> dict:
+    """Give (value) -> contribution in the order of importance."""
+    return {(c.attribute, c.value): c for c in attribute_drift(reference, current, window=WEEK)}
+
+
+def test_shares_and_shifts_by_hand():
+    reference = make_cohort({"site": ["a", "a", "a", "b"]}, [0, 1, 2, 3])
+    current = make_cohort({"site": ["b", "b", "c", "a"]}, [5, 7, 4, 1])
+    found = attribute(reference, current)
+    spread = np.std([0, 1, 2, 3], ddof=1)
+    # the mean moves from 1.5 to 4.25; "a" lost as much as "b" and "c" gained together
+    expected = {
+        ("site", "a"): (1, 0.75, 0.25, (1 - 1.5) / spread),
+        ("site", "b"): (2, 0.25, 0.5, (6 - 1.5) / spread),
+        ("site", "c"): (1, 0.0, 0.25, (4 - 1.5) / spread),
+    }
+    assert list(found) == list(expected)
+    for key, (n, before, now, shift) in expected.items():
+        assert (found[key].n_current, found[key].share_reference, found[key].share_current) == (n, before, now)
+        assert found[key].shift == pytest.approx(shift)
+        assert found[key].window == WEEK
+
+
+def test_the_shift_is_measured_along_the_direction_of_the_drift_alone():
+    reference = make_cohort({"site": ["a"] * 4}, [[0, 0], [2, 0], [0, 90], [2, 90]])
+    current = make_cohort({"site": ["a", "b"]}, [[5, 0], [5, 90]])
+    found = attribute(reference, current)
+    along = (5 - 1) / np.std([0, 2, 0, 2], ddof=1)
+    assert [found["site", value].shift for value in "ab"] == pytest.approx([along, along])
+
+
+def test_a_value_that_arrived_comes_before_one_that_went_and_names_decide_the_rest():
+    reference = make_cohort({"site": ["a"] * 10, "sex": ["F"] * 5 + ["M"] * 5})
+    current = make_cohort({"site": ["a"] * 5 + ["b"] * 5, "sex": ["F"] * 5 + ["M"] * 5})
+    assert list(attribute(reference, current)) == [("site", "b"), ("site", "a"), ("sex", "F"), ("sex", "M")]
+
+
+def test_numbers_are_cut_at_the_quartiles_of_the_reference():
+    reference = make_cohort({"age": np.array([10.0, 20, 30, 40, 50])})
+    current = make_cohort({"age": np.array([20, 20.5, 99, 99, np.nan])})
+    found = attribute(reference, current)
+    shares = {value: (c.share_reference, c.share_current) for (_, value), c in found.items()}
+    assert shares == {
+        "≤ 20": (0.4, 0.2),
+        "20 to 30": (0.2, 0.2),
+        "30 to 40": (0.2, 0),
+        "> 40": (0.2, 0.4),
+        MISSING: (0, 0.2),
+    }
+
+
+def test_equal_quartiles_are_one_cut():
+    reference, current = make_cohort({"dose": np.full(4, 2.0)}), make_cohort({"dose": np.array([2.0, 3.0])})
+    found = attribute(reference, current)
+    assert {value: c.share_current for (_, value), c in found.items()} == {"≤ 2": 0.5, "> 2": 0.5}
+
+
+def test_a_number_never_known_in_the_reference_is_known_or_missing():
+    found = attribute(make_cohort({"dose": np.full(3, np.nan)}), make_cohort({"dose": np.array([1.5, 2.5, np.nan])}))
+    assert {value: (c.share_reference, c.n_current) for (_, value), c in found.items()} == {
+        "known": (0, 2),
+        MISSING: (1, 1),
+    }
+
+
+def test_what_cannot_be_measured_is_none():
+    words = {"site": ["a", "b"]}
+    for before, now in (([0, 1], None), (None, [0, 1]), ([1, 1], [2, 3])):
+        found = attribute(make_cohort(words, before), make_cohort(words, now))
+        assert {c.shift for c in found.values()} == {None}
+    gone = attribute(make_cohort({"site": ["a", "z"]}, [0, 1]), make_cohort(words, [2, 3]))
+    assert gone["site", "z"].shift is None
+    assert gone["site", "b"].shift is not None
+
+
+def test_an_attribute_of_one_side_is_left_out_and_an_empty_window_has_shares_of_zero():
+    reference = make_cohort({"site": ["a", "b"], "ward": ["x", "y"]}, [0, 1])
+    current = make_cohort({"site": ["a", "b"], "device": ["d", "d"]}, [0, 1])
+    assert {name for name, _ in attribute(reference, current)} == {"site"}
+    empty = attribute(reference, reference.select(np.zeros(2, dtype=bool)))
+    assert {(c.n_current, c.share_current, c.shift) for c in empty.values()} == {(0, 0.0, None)}
