@@ -71,6 +71,7 @@ def adapt(  # noqa: PLR0913 - the plan's own words, each needed, none of them be
         state=state,
         reason=reason,
         seed=policy.seed,
+        recipe=policy.recipe,
         backbone_sha256=start.card.backbone_sha256,
         adapter_sha256=sha256,
         trainable_parameters=start.trainable_parameters,

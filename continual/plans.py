@@ -46,6 +46,12 @@ class AdaptationPolicy(BaseModel):
     )
     seed: int = 0
 
+    @property
+    def recipe(self) -> str:
+        """Identify what shapes a training, apart from strategy and data, by six hexadecimal digits."""
+        shaping = self.model_dump(mode="json", exclude={"strategies", "drifted_windows", "minimum_labels"})
+        return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:6]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdaptationPlan:
@@ -96,6 +102,7 @@ class AdaptationRun:
     state: RunState
     reason: str
     seed: int
+    recipe: str
     backbone_sha256: str
     adapter_sha256: str
     trainable_parameters: int
@@ -111,5 +118,5 @@ class AdaptationRun:
 
     @property
     def run_id(self) -> str:
-        """Identify the run by plan, strategy and seed."""
-        return f"{self.plan_id}-{self.strategy}-{self.seed}"
+        """Identify the run by plan, recipe, strategy and seed: another recipe is another run."""
+        return f"{self.plan_id}-{self.recipe}-{self.strategy}-{self.seed}"

@@ -170,7 +170,7 @@ def _figures(check: GateCheck) -> str:
     if check.name == "forgetting" and check.difference is not None:
         return f"{check.difference:.3f} forgotten" if check.difference > 0.0005 else "nothing forgotten"
     if check.difference is None:
-        return f"could not be judged: {OUTCOME_WORDS[check.passed]}"
+        return "not asked by the policy" if check.passed else "could not be judged: refused"
     if check.champion is None or check.challenger is None:
         return f"{check.difference:+.3f}"
     return f"{number(check.champion)} → {number(check.challenger)}"
@@ -181,10 +181,15 @@ def _check_name(check: GateCheck) -> str:
         "non-inferiority": f"keeps its {metric_words(check.metric)}",
         "superiority": f"gains {metric_words(check.metric)}",
         "calibration": f"stays calibrated ({metric_words(check.metric)})",
-        "subgroup gap": f"keeps groups together ({check.metric.removeprefix('auroc gap of ')})",
+        "subgroup gap": f"keeps groups together{_group(check.metric)}",
         "forgetting": "forgets little",
     }.get(check.name, f"{check.name}: {check.metric}")
     return reword(f"{what}, {check.cohort}") if check.cohort else what
+
+
+def _group(metric: str) -> str:
+    name = metric.removeprefix("auroc gap of ")
+    return f" ({name})" if name else ""
 
 
 def _before(run: AdaptationRun, column: int) -> float | None:

@@ -202,9 +202,9 @@ def _mark_champions(figure: go.Figure, reports: Sequence[WindowReport], champion
             )
             figure.add_annotation(
                 x=champion.since,
-                y=1,
+                y=0.25,
                 yref="paper",
-                yanchor="bottom",
+                xanchor="left",
                 text=f"version {safe(champion.version)} live",
                 showarrow=False,
             )

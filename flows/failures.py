@@ -1,11 +1,12 @@
 """The failures whose message is for the user: each names what is wrong and the cure."""
 
+from continual.feature_store import FeaturesMissing
 from continual.images import UnreadableImage
 from flows.demo_data import DemoDataMissing
 from flows.ward import StepRefused
 from registry.model_versions import VersionsUnavailable
 
-#: Our own refusals are ValueErrors or LookupErrors; the rest names what could not be reached or read.
+#: Our own refusals are ValueErrors; the rest names what could not be reached, found or read.
 KNOWN: tuple[type[Exception], ...] = (
     DemoDataMissing,
     StepRefused,
@@ -13,6 +14,6 @@ KNOWN: tuple[type[Exception], ...] = (
     VersionsUnavailable,
     FileNotFoundError,
     PermissionError,
-    LookupError,
+    FeaturesMissing,
     ValueError,
 )

@@ -122,9 +122,9 @@ def name_of(windows: Sequence[Window]) -> str:
 
 
 def _finished_run(ward: Ward, plan: AdaptationPlan, strategy: str) -> AdaptationRun | None:
-    identity = (plan.plan_id, strategy, ward.settings.adaptation.seed)
+    identity = (plan.plan_id, strategy, ward.settings.adaptation.recipe)
     for run in ward.records.runs(plan.model):
-        if (run.plan_id, run.strategy, run.seed) == identity and run.state is RunState.FINISHED:
+        if (run.plan_id, run.strategy, run.recipe) == identity and run.state is RunState.FINISHED:
             return run if (ward.adapters / f"{run.adapter_sha256}{SUFFIX}").is_file() else None
     return None
 

@@ -23,6 +23,7 @@ from monitor.kernels import permutation_mmd
 
 Floats = NDArray[np.float64]
 LEAST_PATIENTS = 4
+LSDD_CELLS = 200_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -44,6 +45,11 @@ class Outcome:
     effect: float
     effect_name: str
     p_value: float
+
+
+def is_constant(sample: Sample) -> bool:
+    """Tell whether every study has the same embedding, as after a broken preprocessing."""
+    return sample.values.ndim == 2 and len(sample) > 1 and not np.ptp(sample.values, axis=0).any()
 
 
 class NotEnoughData(ValueError):
@@ -87,10 +93,6 @@ def compare(
         raise ValueError("values must be finite; quarantine the others at ingest")
     if len(np.unique(both, axis=0)) < 2:
         raise NotEnoughData("nothing varies: every value is the same, on both sides")
-    if both.ndim == 2 and (np.ptp(current.values, axis=0) == 0).all():
-        raise NotEnoughData(
-            f"all {len(current)} studies of the window have the same embedding: is preprocessing broken?"
-        )
     return DETECTORS[name](kept, current, permutations=permutations, generator=generator)
 
 
@@ -117,10 +119,21 @@ def _alibi(ask: Callable[[Floats, Floats, int, int], tuple[float, float]]) -> De
 
 
 def _ask_lsdd(before: Floats, now: Floats, permutations: int, seed: int) -> tuple[float, float]:
-    """Least-squares density difference (Bu 2018); alibi-detect's p may be 0, ours is (b + 1) / (m + 1)."""
+    """Least-squares density difference (Bu 2018); alibi-detect's p may be 0, ours is (b + 1) / (m + 1).
+
+    Its memory is permutations times patients times kernel centres; a twentieth of the reference is its
+    own choice of centres, and fewer are taken where that would not fit.
+    """
     from alibi_detect.cd import LSDDDrift
 
-    detector = LSDDDrift(before, backend="pytorch", n_permutations=permutations, device="cpu")
+    fitting = LSDD_CELLS // (permutations * (len(before) + len(now)))
+    detector = LSDDDrift(
+        before,
+        backend="pytorch",
+        n_permutations=permutations,
+        n_kernel_centers=max(min(len(before) // 20, fitting), LEAST_PATIENTS),
+        device="cpu",
+    )
     try:
         answer = detector.predict(now)["data"]
     except ValueError:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from monitor.attribution import attribute_drift
 from monitor.cohorts import Cohort, Window
-from monitor.detectors import NotEnoughData, Outcome, Sample, compare
+from monitor.detectors import NotEnoughData, Outcome, Sample, compare, is_constant
 from monitor.harm import headline_harm, measure_harm
 from monitor.performance import evaluate
 from monitor.policies import DriftPolicy
@@ -21,7 +21,7 @@ from monitor.results import DriftKind, DriftResult, Verdict, WindowReport
 from monitor.subgroups import measure_gaps
 
 Tell = Callable[[str], None]
-OWN = ("mmd", "ks", "chi_square")
+CONSTANT = "every study of the window has the same embedding: is preprocessing upstream broken?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -112,8 +112,7 @@ def _detect(
     enough = max(policy.permutations, math.ceil(5 * len(questions) / policy.alpha))
     for question in questions:
         progress(f"{question.detector} on {question.feature}")
-        permutations = enough if question.detector in OWN else policy.permutations
-        answers.append(_answer(question, permutations, policy, generator))
+        answers.append(_answer(question, enough, policy, generator))
     outcomes = [answer for answer in answers if isinstance(answer, Outcome)]
     thresholds = iter(holm_thresholds([outcome.p_value for outcome in outcomes], policy.alpha))
     return tuple(
@@ -211,7 +210,7 @@ def _judge(question: _Question, outcome: Outcome, threshold: float, window: Wind
         effect_name=outcome.effect_name,
         p_value=outcome.p_value,
         threshold=threshold,
-        reason=told + _new_categories(question),
+        reason=told + _remark(question),
     )
 
 
@@ -244,7 +243,10 @@ def _result(question: _Question, window: Window, **figures: Any) -> DriftResult:
     )
 
 
-def _new_categories(question: _Question) -> str:
+def _remark(question: _Question) -> str:
+    """Say what a person should know beside the figures: everything alike, or a category that is new."""
+    if is_constant(question.current):
+        return f"; {CONSTANT}"
     if question.current.values.dtype.kind not in "US":
         return ""
     new = np.setdiff1d(question.current.values, question.reference.values)
@@ -261,7 +263,9 @@ def _sentence(report: WindowReport) -> str:
     drifted = [result for result in report.results if result.verdict is Verdict.DRIFT]
     kinds = list(dict.fromkeys(result.kind.value for result in drifted))
     features = list(dict.fromkeys(result.feature for result in drifted))
-    return f"Changed: {', '.join(kinds)} ({', '.join(features)}).{_harm_sentence(report)}{_carrier_sentence(report)}"
+    alike = f" {CONSTANT.capitalize()}" if any(CONSTANT in result.reason for result in drifted) else ""
+    changed = f"Changed: {', '.join(kinds)} ({', '.join(features)}).{alike}"
+    return f"{changed}{_harm_sentence(report)}{_carrier_sentence(report)}"
 
 
 def _quiet_sentence(report: WindowReport) -> str:

@@ -125,20 +125,23 @@ def judge_gap(gap: Gap, policy: GatePolicy) -> GateCheck:
 def judge_forgetting(run: AdaptationRun, policy: GatePolicy) -> GateCheck:
     """Pass if the training measured no more forgetting than allowed; unmeasured forgetting is refused."""
     forgotten, bound = run.forgetting, policy.maximum_forgetting
-    known = forgotten is not None and isfinite(forgotten)
-    passed = known and forgotten is not None and forgotten <= bound
-    if not known:
+    if forgotten is None or not isfinite(forgotten):
+        forgotten, passed = None, False
         reason = "How much was forgotten was not measured, so it cannot be judged."
     else:
-        verb = "within" if passed else "above"
-        reason = f"Over what was learned before, {forgotten:+.3f} AUROC was forgotten: {verb} the allowed {bound:g}."
+        passed = forgotten <= bound
+        lost = f"{forgotten:.3f} AUROC was forgotten" if forgotten > 0 else "nothing was forgotten"
+        change = "" if forgotten > 0 else f" ({-forgotten:+.3f} AUROC)"
+        reason = (
+            f"Over what was learned before, {lost}{change}: {'within' if passed else 'above'} the allowed {bound:g}."
+        )
     return GateCheck(
         name=FORGETTING,
         cohort="",
         metric="auroc",
         champion=None,
         challenger=None,
-        difference=forgotten if known else None,
+        difference=forgotten,
         low=None,
         high=None,
         margin=bound,

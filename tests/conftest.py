@@ -345,6 +345,7 @@ def run_of(plan: AdaptationPlan, strategy: str, *, old: float, new: float) -> Ad
         state=RunState.FINISHED,
         reason="",
         seed=0,
+        recipe="abc123",
         backbone_sha256="e5" * 32,
         adapter_sha256=ADAPTERS[strategy],
         trainable_parameters=49_921,

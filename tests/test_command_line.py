@@ -262,21 +262,26 @@ def test_a_window_with_one_class_has_a_verdict_and_no_made_up_auroc(home: Path) 
 
 
 @pytest.mark.parametrize(
-    ("history", "told"),
-    [("varied", "is preprocessing broken?"), ("constant", "nothing varies: every value is the same")],
+    ("history", "code", "verdict", "told"),
+    [
+        ("varied", 3, "DRIFT", "is preprocessing upstream broken?"),
+        ("constant", 0, "NOT_ENOUGH_DATA", "nothing varies: every value is the same"),
+    ],
 )
-def test_a_constant_embedding_is_not_judged_and_the_reason_says_so(home: Path, history: str, told: str) -> None:
+def test_a_constant_embedding_gets_a_verdict_that_says_so(
+    home: Path, history: str, code: int, verdict: str, told: str
+) -> None:
     """As when preprocessing upstream makes the same picture of everything."""
     (same,) = draw(home, 1)
     before = rows_of(60, image=same if history == "constant" else draw(home, 60))
     week = rows_of(40, start=DAY + timedelta(weeks=4), name="w", image=same)
     call("ingest", save(before, home / "history.csv"), "--dir", home)
     call("ingest", save(week, home / "week.csv"), "--dir", home)
-    (report,) = answer("watch", "--window", QUIET_WEEK, "--dir", home)
+    (report,) = answer("watch", "--window", QUIET_WEEK, "--dir", home, code=code)
     (appearance,) = [result for result in report["results"] if result["feature"] == "embedding"]
-    assert appearance["verdict"] == "NOT_ENOUGH_DATA"
+    assert appearance["verdict"] == verdict
     assert told in appearance["reason"]
-    assert appearance["reason"] in report["reason"]
+    assert told in report["reason"]
 
 
 # ---- errors: one line, the cure, no traceback

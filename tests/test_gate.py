@@ -33,6 +33,7 @@ def run_of(**changes) -> AdaptationRun:
         state=RunState.FINISHED,
         reason="",
         seed=0,
+        recipe="abc123",
         backbone_sha256="b" * 64,
         adapter_sha256="a" * 64,
         trainable_parameters=100,

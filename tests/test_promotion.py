@@ -84,6 +84,7 @@ class Ward:
             state=RunState.FINISHED,
             reason="",
             seed=0,
+            recipe="abc123",
             backbone_sha256="b" * 64,
             adapter_sha256=self.adapter(content).stem,
             trainable_parameters=1,

@@ -101,6 +101,7 @@ def run() -> AdaptationRun:
         state=RunState.FINISHED,
         reason="",
         seed=0,
+        recipe="abc123",
         backbone_sha256="b",
         adapter_sha256="a" * 64,
         trainable_parameters=10,

@@ -176,14 +176,16 @@ def test_without_labels_prevalence_is_not_planned_and_the_loss_is_only_estimated
     assert "Without labels the loss is only estimated." in report.reason
 
 
-def test_one_embedding_for_the_whole_window_is_not_judged_and_the_sentence_says_so():
+def test_one_embedding_for_the_whole_window_is_drift_and_the_sentence_asks_why():
     reference, current = pair()
     report = watch(reference, replaced(current, embeddings=np.ones((80, 5), np.float32)))
     result = rows(report)["mmd", "embedding"]
-    assert result.verdict is Verdict.NOT_ENOUGH_DATA
-    assert result.reason == "all 80 studies of the window have the same embedding: is preprocessing broken?"
-    assert report.verdict is Verdict.NO_DRIFT
-    assert report.reason.endswith(f"beyond chance. Not judged: embedding ({result.reason}).")
+    assert result.verdict is Verdict.DRIFT
+    assert result.reason.endswith(
+        "; every study of the window has the same embedding: is preprocessing upstream broken?"
+    )
+    assert report.verdict is Verdict.DRIFT
+    assert "Every study of the window has the same embedding: is preprocessing upstream broken?" in report.reason
 
 
 @pytest.mark.parametrize(("blind", "side"), [(0, "reference"), (1, "window")])
