@@ -131,7 +131,7 @@ def _ask_lsdd(before: Floats, now: Floats, permutations: int, seed: int) -> tupl
         before,
         backend="pytorch",
         n_permutations=permutations,
-        n_kernel_centers=max(min(len(before) // 20, fitting), LEAST_PATIENTS),
+        n_kernel_centers=max(min(len(before) // 20, fitting), 1),
         device="cpu",
     )
     try:
