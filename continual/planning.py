@@ -51,16 +51,14 @@ def _drifted_at_the_end(reports: Sequence[WindowReport]) -> list[WindowReport]:
 
 
 def _sure_harms(report: WindowReport) -> list[Harm]:
-    """Keep the losses whose whole interval lies above 0; where the truth is known, estimates do not count."""
+    """Keep the losses beyond chance; where the truth is known, estimates do not count."""
     known = {
         (harm.metric, harm.finding) for harm in report.harms if harm.source is Source.REALISED and harm.low is not None
     }
     return [
         harm
         for harm in report.harms
-        if harm.low is not None
-        and harm.low > 0
-        and (harm.source is Source.REALISED or (harm.metric, harm.finding) not in known)
+        if harm.sure and (harm.source is Source.REALISED or (harm.metric, harm.finding) not in known)
     ]
 
 

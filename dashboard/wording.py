@@ -99,7 +99,7 @@ def tell_how_bad(measured: Harm | None, estimated: Harm | None) -> str:
     """Say what one figure lost, measured where labels allow it, else estimated."""
     for harm, how in ((measured, ""), (estimated, " That is an estimate: labels are missing.")):
         if harm is not None and harm.loss is not None and harm.current is not None and harm.reference is not None:
-            sure = is_sure(harm) or (harm.high is not None and harm.high < 0)
+            sure = harm.sure or (harm.high is not None and harm.high < 0)
             beyond = "beyond chance" if sure else "within chance"
             way = f"{abs(harm.loss):.3f} {'worse' if harm.loss > 0 else 'better'}, {beyond}"
             return (
@@ -112,14 +112,9 @@ def tell_how_bad(measured: Harm | None, estimated: Harm | None) -> str:
 
 def tell_other_losses(harms: Sequence[Harm], metric: str) -> str:
     """Say which other measured figures are surely worse; nothing when there are none."""
-    others = [h for h in harms if h.metric != metric and h.source is Source.REALISED and is_sure(h)]
+    others = [h for h in harms if h.metric != metric and h.source is Source.REALISED and h.sure]
     told = [f"{metric_words(harm.metric)} by {harm.loss:.3f}" for harm in others]
     return f"Surely worse: {', '.join(told)}." if told else ""
-
-
-def is_sure(harm: Harm) -> bool:
-    """Tell whether a loss is beyond chance."""
-    return harm.loss is not None and harm.low is not None and harm.low > 0
 
 
 def tell_how_sure(report: WindowReport, alpha: float) -> str:

@@ -175,8 +175,9 @@ def loss_text(harm: dict[str, Any] | None) -> Text:
     """Write a loss with its metric and interval; one that is surely there stands out."""
     if harm is None:
         return Text("–")
-    told = f"{harm['metric']} {with_interval(harm['loss'], harm['low'], harm['high'])}"
-    return Text(told, COLOURS[Verdict.DRIFT] if harm["low"] > 0 else "")
+    metric = "AUROC" if harm["metric"] == "auroc" else harm["metric"]
+    told = f"{metric} {with_interval(harm['loss'], harm['low'], harm['high'])}"
+    return Text(told, COLOURS[Verdict.DRIFT] if harm["sure"] else "")
 
 
 def _table(*headings: str) -> Table:
@@ -185,4 +186,4 @@ def _table(*headings: str) -> Table:
 
 def with_interval(value: float | None, low: float | None, high: float | None) -> str:
     """Write a figure with its interval."""
-    return "–" if value is None else f"{value:+.3f} ({number(low, '+.3f')} to {number(high, '+.3f')})"
+    return "–" if value is None else f"{value:+.3f} ({number(low)} to {number(high)})"

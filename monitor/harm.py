@@ -37,26 +37,34 @@ def measure_harm(
     """Measure what each finding lost since the reference: AUROC, sensitivity, specificity and accuracy.
 
     First as realised by the labels of the window, then as estimated without them. Loss is reference
-    minus current; its interval resamples patients, those seen on both sides together. A row that
-    cannot be computed stays, with its reason. ``n`` counts the studies the current figure rests on.
+    minus current; its interval resamples patients, those seen on both sides together. A loss is sure
+    where its interval lies above 0 also at the level that all losses of a source share (Bonferroni). A row
+    that cannot be computed stays, with its reason. ``n`` counts the studies the current figure rests on.
     """
     counts, first, second = draw_both(reference.patient_key, current.patient_key, policy.resamples, generator)
     pairs = list(zip(answers_of(reference, first), answers_of(current, second), strict=True))
-    return tuple(
-        _write(name, compared, finding=now.finding, source=source, window=window, level=policy.level)
-        for source, compare in ((Source.REALISED, compare_realised), (Source.ESTIMATED, compare_estimated))
-        for before, now in pairs
-        for name, compared in compare(before, now, counts, policy.minimum_patients).items()
-    )
+    harms: list[Harm] = []
+    for source, compare in ((Source.REALISED, compare_realised), (Source.ESTIMATED, compare_estimated)):
+        found = [
+            (name, now.finding, compared)
+            for before, now in pairs
+            for name, compared in compare(before, now, counts, policy.minimum_patients).items()
+        ]
+        measured = sum(compared.loss.value is not None for _, _, compared in found)
+        strict = 1 - (1 - policy.level) / max(measured, 1)
+        for name, finding, compared in found:
+            harm = _write(name, compared, finding=finding, source=source, window=window, level=policy.level)
+            harms.append(_judge(harm, compared, strict))
+    return tuple(harms)
 
 
 def headline_harm(harms: Sequence[Harm]) -> Harm | None:
     """Pick the loss to name first: of the realised ones that are sure the surest, else the AUROC's; None if neither.
 
-    A loss is sure where its interval lies above 0, and the surer the farther it does.
+    A loss is the surer the farther its interval lies above 0.
     """
     realised = [harm for harm in harms if harm.source is Source.REALISED and harm.low is not None]
-    sure = [harm for harm in realised if harm.low is not None and harm.low > 0]
+    sure = [harm for harm in realised if harm.sure]
     return max(sure, key=lambda harm: harm.low or 0.0, default=next((h for h in realised if h.metric == "auroc"), None))
 
 
@@ -226,9 +234,16 @@ def _write(name: str, compared: Compared, *, finding: str, source: Source, windo
         low=low,
         high=high,
         level=level,
+        sure=False,
         n=compared.now.studies,
-        reason=_say(compared, low, high, source),
+        reason="",
     )
+
+
+def _judge(harm: Harm, compared: Compared, level: float) -> Harm:
+    """Say whether there is a loss beyond chance over all losses, by its interval at the level they share."""
+    low, high = compared.loss.interval(level)
+    return replace(harm, sure=low is not None and low > 0, reason=_say(compared, low, high, harm.source))
 
 
 def _say(compared: Compared, low: float | None, high: float | None, source: Source) -> str:

@@ -124,7 +124,11 @@ class SubgroupGap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Harm:
-    """Loss of performance against the reference: reference minus current, so that > 0 is worse."""
+    """Loss of performance against the reference: reference minus current, so that > 0 is worse.
+
+    ``low`` and ``high`` bound this loss at ``level``. ``sure`` says that there is a loss beyond chance over
+    all losses measured in the window from the same source, and is the stricter for it.
+    """
 
     window: Window
     metric: str
@@ -136,6 +140,7 @@ class Harm:
     low: float | None
     high: float | None
     level: float
+    sure: bool
     n: int
     reason: str
 

@@ -281,9 +281,9 @@ def _quiet_sentence(report: WindowReport) -> str:
 
 def _harm_sentence(report: WindowReport) -> str:
     harm = headline_harm(report.harms)
-    if harm is None or harm.current is None or harm.reference is None or harm.low is None:
+    if harm is None or harm.current is None or harm.reference is None:
         return " Without labels the loss is only estimated."
-    sure = "surely worse" if harm.low > 0 else "not surely worse"
+    sure = "surely worse" if harm.sure else "not surely worse"
     metric = "AUROC" if harm.metric == "auroc" else harm.metric.capitalize()
     return f" {metric} {harm.current:.3f} against {harm.reference:.3f} in the reference, {sure}."
 

@@ -25,7 +25,7 @@ from registry.rows import (
     SignatureRow,
 )
 
-SCHEMA = "2"
+SCHEMA = "3"
 BUSY_SECONDS = 30
 APPEND_ONLY = (
     EventRow,

@@ -215,6 +215,7 @@ def _harms(window: Window, generator: np.random.Generator, number: int) -> tuple
                     low=before - now - 0.035 if known else None,
                     high=before - now + 0.035 if known else None,
                     level=0.95,
+                    sure=known and before - now > 0.035,
                     n=88,
                     reason=reason,
                 )

@@ -61,6 +61,7 @@ HARM = Harm(
     low=0.038,
     high=0.108,
     level=0.95,
+    sure=True,
     n=88,
     reason="",
 )
@@ -198,7 +199,8 @@ def test_for_whom_names_the_subgroup_or_else_where_the_change_sits() -> None:
     ],
 )
 def test_harm_is_told_with_its_certainty(change: dict[str, float | None], said: str) -> None:
-    assert tell_how_bad(replace(HARM, **change), None) == said
+    harm = replace(HARM, **change)
+    assert tell_how_bad(replace(harm, sure=harm.low is not None and harm.low > 0), None) == said
 
 
 def test_an_estimate_is_called_one_and_no_figure_is_no_zero() -> None:
@@ -214,7 +216,7 @@ def test_an_estimate_is_called_one_and_no_figure_is_no_zero() -> None:
 def test_other_losses_are_told_where_they_are_sure_and_measured() -> None:
     harms = [
         replace(HARM, metric="accuracy", loss=0.2),
-        replace(HARM, metric="sensitivity", low=-0.1),
+        replace(HARM, metric="sensitivity", low=-0.1, sure=False),
         replace(HARM, metric="specificity", source=Source.ESTIMATED),
         HARM,
     ]

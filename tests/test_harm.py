@@ -220,6 +220,20 @@ def test_both_kinds_of_harm_cover_the_true_loss_of_a_harder_case_mix():
     assert min(covered.values()) >= binom.ppf(1e-4, runs, 0.93), covered
 
 
+def test_a_window_without_change_is_called_surely_worse_as_rarely_as_promised():
+    """Over all four figures together at most (1 - level) / 2; with few without the finding, as in a small hospital."""
+    windows, alarms, single = 400, 0, 0
+    for seed in range(windows):
+        rng = np.random.default_rng(seed)
+        harms = measure(sample(rng, 80, center=1.5), sample(rng, 50, center=1.5, first=1000), seed)
+        realised = [harm for harm in harms.values() if harm.source is Source.REALISED]
+        alarms += any(harm.sure for harm in realised)
+        single += any(harm.low is not None and harm.low > 0 for harm in realised)
+        assert all(harm.low > 0 for harm in realised if harm.sure)
+    assert alarms <= binom.ppf(0.999, windows, 0.025)
+    assert single > alarms
+
+
 def test_concept_drift_shows_in_the_labels_alone():
     rng = np.random.default_rng(10)
     reference, current = sample(rng, 300), sample(rng, 200, first=1000)

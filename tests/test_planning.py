@@ -34,6 +34,7 @@ def harm(number: int, low: float | None, *, source: Source = Source.REALISED, me
         low=low,
         high=high,
         level=0.95,
+        sure=low is not None and low > 0,
         n=100,
         reason="",
     )
