@@ -181,7 +181,7 @@ def loss_text(harm: dict[str, Any] | None) -> Text:
 
 
 def _table(*headings: str) -> Table:
-    return Table(*headings, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    return Table(*headings, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
 
 
 def with_interval(value: float | None, low: float | None, high: float | None) -> str:
