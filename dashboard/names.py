@@ -30,6 +30,7 @@ DETECTOR_WORDS = {
     "alibi_mmd": "MMD, alibi",
     "alibi_lsdd": "LSDD",
     "alibi_classifier": "classifier",
+    "embedding_shift": "feature shift",
 }
 FEATURE_WORDS = {"embedding": "image embedding"}
 FEATURE_PREFIXES = {"score ": "score for ", "prevalence ": "share labelled "}

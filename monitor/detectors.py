@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitor.columns import permutation_chi_square, permutation_ks
+from monitor.embedding_shift import permutation_shift
 from monitor.kernels import permutation_mmd
 
 Floats = NDArray[np.float64]
@@ -201,4 +202,5 @@ DETECTORS: dict[str, Detector] = {
     "chi_square": _own(permutation_chi_square, "Cramér's V"),
     "alibi_lsdd": _alibi(_ask_lsdd),
     "alibi_classifier": _alibi(_ask_classifier),
+    "embedding_shift": _own(permutation_shift, "standardised feature distance"),
 }

@@ -6,6 +6,7 @@ Built only through ``registry.records``, so that pages are tested over what the 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pandas as pd
 import pytest
@@ -37,6 +39,15 @@ from registry.decisions import GateCheck, GateDecision, GatePolicy
 from registry.entries import ChampionRecord, QuarantinedRow
 from registry.records import Records, open_records
 from registry.settings import FILE_NAME, ModelSettings
+
+# no test may fail because a machine is busy
+hypothesis.settings.register_profile(
+    "untimed",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize=bool(os.environ.get("CI")),
+)
+hypothesis.settings.load_profile("untimed")
 
 MODEL, EMPTY_MODEL = "tumour-on-mri", "wrist-fracture"
 ENGINEER, OFFICER, PASSWORD = "emma.engineer", "quinn.quality", "correct horse battery"

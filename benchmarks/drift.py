@@ -1,0 +1,121 @@
+"""Speed and memory of `embedding_shift` beside alibi-detect: uv run python -m benchmarks.drift [--fast].
+
+Both sides run on one thread with as many permutations, against a reference fitted before. Times are medians in seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tracemalloc
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from benchmarks.results import Case, median_seconds, record, seconds
+from monitor.embedding_shift import Reference, fit_reference, test_shift
+
+WIDTH = 384
+PERMUTATIONS = 100
+OURS_PERMUTATIONS = 200
+PEER_RUNS = 3
+RUNS = 9
+LARGE = (20_000, 2_000)
+
+Singles = NDArray[np.float32]
+
+
+def draw(n: int, seed: int) -> Singles:
+    """Give embedding-like rows (n, WIDTH): a falling spectrum on axes of its own, heavy tails."""
+    axes = np.linalg.qr(np.random.default_rng(0).normal(size=(WIDTH, WIDTH)))[0].astype(np.float32)
+    rng = np.random.default_rng([1, seed])
+    white = rng.standard_normal((n, WIDTH), dtype=np.float32)
+    white *= np.sqrt(rng.chisquare(8, (n, 1)) / 8).astype(np.float32)
+    return (white * np.arange(1, WIDTH + 1, dtype=np.float32) ** -0.5) @ axes
+
+
+def fit(values: Singles) -> Reference:
+    return fit_reference(values, np.arange(len(values)), generator=np.random.default_rng(0))
+
+
+def ask(reference: Reference, window: Singles, permutations: int) -> None:
+    patients = -1 - np.arange(len(window))
+    test_shift(reference, window, patients, permutations=permutations, generator=np.random.default_rng(1))
+
+
+def beside(
+    name: str, detector: Callable[..., Any], sizes: tuple[int, int], target: float, **options: Any
+) -> list[Case]:
+    """Compare the test and the fitting of one peer at (reference, window) rows."""
+    before, now = draw(sizes[0], 1), draw(sizes[1], 2)
+    detector(before[:200], n_permutations=PERMUTATIONS, **options)  # first calls do not count, on either side
+    fit(before[:200])
+    made: list[Any] = []
+    peer_fit = seconds(lambda: made.append(detector(before, n_permutations=PERMUTATIONS, **options)))
+    ours_fit, reference = seconds(lambda: fit(before)), fit(before)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        peer = median_seconds(lambda: made[0].predict(now), PEER_RUNS)
+    ours = median_seconds(lambda: ask(reference, now, PERMUTATIONS), RUNS)
+    n = f"{sizes[0]} x {sizes[1]} x {WIDTH}, {PERMUTATIONS} permutations"
+    return [
+        Case(case=f"test, beside {name}", ours=ours, peer=peer, peer_name=name, target=target, n=n),
+        Case(case=f"fit, beside {name}", ours=ours_fit, peer=peer_fit, peer_name=name, target=1, n=n),
+    ]
+
+
+def budgets() -> list[Case]:
+    """Hold the test at 20,000 x 2,000 to 150 ms, and fitting and testing to 1 GB."""
+    before, now = draw(LARGE[0], 1), draw(LARGE[1], 2)
+    reference = fit(before)
+    ours = median_seconds(lambda: ask(reference, now, OURS_PERMUTATIONS), RUNS)
+    tracemalloc.start()
+    ask(fit(before), now, OURS_PERMUTATIONS)
+    peak = (tracemalloc.get_traced_memory()[1] + before.nbytes + now.nbytes) / 1e6
+    tracemalloc.stop()
+    n = f"{LARGE[0]} x {LARGE[1]} x {WIDTH}, {OURS_PERMUTATIONS} permutations"
+    return [
+        Case(case="test, seconds", ours=ours, peer=0.15, peer_name="budget", target=1, n=n),
+        Case(case="fit and test, peak MB with the data", ours=peak, peer=1000, peer_name="budget", target=1, n=n),
+    ]
+
+
+def growth(small: int) -> Case:
+    """Compare the cost of ten times the window with ten times the cost: linear is a ratio of 1 or more."""
+    reference, few, many = fit(draw(4000, 1)), draw(small, 2), draw(10 * small, 3)
+    tenfold = 10 * median_seconds(lambda: ask(reference, few, PERMUTATIONS), 5)
+    ours = median_seconds(lambda: ask(reference, many, PERMUTATIONS), 2)
+    n = f"window {small} to {10 * small} x {WIDTH}"
+    return Case(case="ten times the window", ours=ours, peer=tenfold, peer_name="linear growth", target=0.8, n=n)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fast", action="store_true", help="smaller work, within a minute")
+    fast = parser.parse_args().fast
+    import torch
+    from alibi_detect.cd import LSDDDrift, MMDDrift
+
+    logging.getLogger("alibi_detect").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    np.random.seed(0)  # alibi-detect draws from it
+    common = {"backend": "pytorch", "device": "cpu"}
+    with threadpool_limits(1):
+        cases = budgets()
+        cases.append(growth(5_000 if fast else 20_000))
+        cases += beside("alibi-detect MMDDrift", MMDDrift, (1_500, 300) if fast else (5_000, 500), 300, **common)
+        cases += beside("alibi-detect LSDDDrift", LSDDDrift, (2_000, 500) if fast else (5_000, 500), 1, **common)
+        if not fast:
+            centres = {"n_kernel_centers": 100}  # its own choice, a twentieth, would need 100 x 22,000 x 1,000 cells
+            cases += beside("alibi-detect LSDDDrift, 100 centres", LSDDDrift, LARGE, 200, **common, **centres)
+    command = f"uv run python -m benchmarks.drift{' --fast' * fast}"
+    print(record("drift", cases, command=command, note="one thread on both sides"))
+
+
+if __name__ == "__main__":
+    main()

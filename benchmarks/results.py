@@ -1,0 +1,67 @@
+"""How a benchmark's cases are timed, shown and written to benchmarks/results/NAME.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One ratio, peer over ours (so that more is better), against its target."""
+
+    case: str
+    ours: float
+    peer: float
+    peer_name: str
+    target: float
+    n: str
+
+    @property
+    def ratio(self) -> float:
+        return self.peer / self.ours
+
+
+def median_seconds(work: Callable[[], object], runs: int) -> float:
+    """Time some runs of the work after one that does not count."""
+    work()
+    return statistics.median(seconds(work) for _ in range(runs))
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def record(name: str, cases: list[Case], *, command: str, note: str) -> Path:
+    """Print the table and write the file; returns its path."""
+    table = Table("case", "n", "ours", "peer", "ratio", "target", "met", title=f"{name}: {note}")
+    for case in cases:
+        shown = (f"{case.ours:.4g}", f"{case.peer:.4g} ({case.peer_name})", f"{case.ratio:.1f}", f"{case.target:g}")
+        table.add_row(case.case, case.n, *shown, "yes" if case.ratio >= case.target else "NO")
+    Console(width=160).print(table)
+    more = {"command": command, "machine": f"{machine()}; {note}"}
+    rows = [asdict(case) | {"ratio": case.ratio, "met": case.ratio >= case.target} | more for case in cases]
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def machine() -> str:
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}"

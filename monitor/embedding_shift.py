@@ -1,0 +1,290 @@
+"""Two-sample test of embeddings against a reference fitted once: what moved, mean, spread, mixture or texture?
+
+Learning features on data that take no part in the permutation test, so that its p-value stays exact, is
+Kübler et al.'s (2022, a witness two-sample test); random Fourier features are Rahimi and Recht's (2007);
+the maximum over studentised groups with one p-value is Westfall and Young's (1993).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monitor.embedding_features import FLAT, GROUPS, FeatureMap, chunks, columns, learn, map_features
+from monitor.permutations import p_value
+
+Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
+
+LEAST_PATIENTS = 4
+STUDIES_TO_LEARN_FROM = 20_000
+SINGLE_ROUNDING = 1e-4  # of a distance: relabellings that are the same must count as reached
+
+
+class TooFewPatients(ValueError):
+    """The patients on one side cannot carry a verdict; the message says which side, with the n."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Reference:
+    """A fitted reference: what was learned on one half of its patients, and the other half, mapped.
+
+    Attributes:
+        learned: the feature map.
+        learned_from: keys of the patients it was learned from, sorted.
+        patients: keys of the other patients, sorted, shape (patients,).
+        sizes: their studies, shape (patients,).
+        sums: their features summed by patient, shape (patients, features).
+        variance: of each feature over their studies, shape (features,).
+    """
+
+    learned: FeatureMap
+    learned_from: NDArray[Any]
+    patients: NDArray[Any]
+    sizes: Floats
+    sums: Singles
+    variance: Floats
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Give everything as named plain arrays, ready for ``numpy.savez``; `of` reads them back."""
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "learned"}
+        return own | {field.name: getattr(self.learned, field.name) for field in fields(FeatureMap)}
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, NDArray[Any]]) -> Reference:
+        """Rebuild a reference from what `arrays` gave."""
+        own = {field.name: arrays[field.name] for field in fields(cls) if field.name != "learned"}
+        return cls(learned=FeatureMap(**{field.name: arrays[field.name] for field in fields(FeatureMap)}), **own)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shift:
+    """What `test_shift` answers.
+
+    Attributes:
+        statistic: largest studentised distance over the groups, in standard deviations of its permutations.
+        p_value: (b + 1) / (m + 1), for all groups together.
+        group: the group, out of GROUPS, that moved most.
+        effect: how far it moved, 0 without a difference and not growing with n; see `test_shift`.
+        studies: studies of the window that were compared.
+        left_out: studies of the window whose patients the features were learned from.
+    """
+
+    statistic: float
+    p_value: float
+    group: str
+    effect: float
+    studies: int
+    left_out: int
+
+
+def fit_reference(values: NDArray[Any], patients: NDArray[Any], *, generator: np.random.Generator) -> Reference:
+    """Learn the features on a random half of the patients and map the other half.
+
+    Args:
+        values: embeddings, shape (n, width), finite, in any one unit.
+        patients: key of each row's patient, shape (n,).
+        generator: source of randomness, for the halves and the frequencies.
+
+    Raises:
+        TooFewPatients: fewer than 4 patients.
+        ValueError: shapes that do not fit, or values that are not finite.
+    """
+    _check(values, patients)
+    keys, owners = np.unique(patients, return_inverse=True)
+    _need(len(keys), LEAST_PATIENTS, "the reference")
+    learns = np.zeros(len(keys), dtype=np.bool_)
+    learns[generator.permutation(len(keys))[: len(keys) // 2]] = True
+    teaching, rest = (_in_order_of_patient(owners, half) for half in (learns, ~learns))
+    if len(teaching) > STUDIES_TO_LEARN_FROM:
+        teaching = np.sort(generator.choice(teaching, STUDIES_TO_LEARN_FROM, replace=False))
+    learned = learn(np.asarray(values[teaching], dtype=np.float64), generator)
+    owned = np.unique(owners[rest], return_inverse=True)[1]
+    sums = np.zeros((len(keys) - int(learns.sum()), len(learned.middle)), dtype=np.float32)
+    squares = np.zeros(len(learned.middle))
+    for rows in chunks(len(rest)):
+        features = map_features(learned, values[rest[rows]])
+        ids, starts = np.unique(owned[rows], return_index=True)
+        sums[ids] += np.add.reduceat(features, starts, axis=0)
+        squares += np.square(features, dtype=np.float64).sum(axis=0)
+    return Reference(
+        learned=learned,
+        learned_from=keys[learns],
+        patients=keys[~learns],
+        sizes=np.bincount(owned).astype(np.float64),
+        sums=sums,
+        variance=squares / len(rest) - (sums.sum(axis=0, dtype=np.float64) / len(rest)) ** 2,
+    )
+
+
+def test_shift(
+    reference: Reference,
+    values: NDArray[Any],
+    patients: NDArray[Any],
+    *,
+    permutations: int,
+    generator: np.random.Generator,
+) -> Shift:
+    """Test whether a window comes from the distribution of the reference, with patients permuted as wholes.
+
+    The distance of a group is the sum of its features' squared mean differences, each in units of its own
+    permutations; the largest studentised distance over the groups is the statistic, of the observed labels and
+    of every relabelling alike, so that one exact p-value covers all groups. A patient on both sides counts
+    as current only; studies of patients whom the features were learned from are left out.
+
+    The effect is sqrt(max(0, sum_j d_j² / s_j² - noise) / breadth) over the features j of the group that moved
+    most: d_j the mean difference, s_j² the variance in an even mixture of both sides, noise what the winner
+    of a relabelling typically reaches, breadth as in `FeatureMap`. One feature that moves by one standard
+    deviation in a group of k independent ones is an effect of about k^(-1/4), all of them k^(1/4).
+
+    Args:
+        reference: from `fit_reference`.
+        values: embeddings of the window, shape (n, width), finite, in the reference's unit.
+        patients: key of each row's patient, shape (n,).
+        permutations: how many relabellings of patients.
+        generator: source of randomness, for the relabellings.
+
+    Raises:
+        TooFewPatients: too few patients who may be compared on either side.
+        ValueError: shapes that do not fit, or values that are not finite.
+
+    >>> rng = np.random.default_rng(0)
+    >>> reference = fit_reference(rng.normal(size=(400, 32)), np.arange(400), generator=rng)
+    >>> window = rng.normal(0.5, 1, size=(100, 32))
+    >>> shift = test_shift(reference, window, np.arange(400, 500), permutations=199, generator=rng)
+    >>> shift.p_value, shift.group, shift.effect > 1
+    (0.005, 'leading directions', True)
+    """
+    _check(values, patients, len(reference.learned.centre))
+    studies = np.flatnonzero(~np.isin(patients, reference.learned_from))
+    keys, owners = np.unique(patients[studies], return_inverse=True)
+    staying = np.flatnonzero(~np.isin(reference.patients, keys))
+    _need(len(keys), LEAST_PATIENTS, "the window")
+    _need(len(staying), LEAST_PATIENTS // 2, "the half of the reference that is compared")
+    sides = _relabellings(len(staying), len(keys), permutations, generator)
+    before, now = sides[:, : len(staying)], sides[:, len(staying) :]
+    sizes = np.concatenate([reference.sizes[staying], np.bincount(owners).astype(np.float64)])
+    moved_before, total_before = _add_up_reference(reference, staying, before)
+    moved_now, total_now, squares = _add_up_window(reference.learned, values[studies], owners, now)
+    moved, total = moved_before + moved_now, total_before + total_now
+    counts = (sides @ sizes)[:, None]
+    differences = moved / counts - (total - moved) / (sizes.sum() - counts)
+    variance = (reference.variance + squares / len(studies) - (total_now / len(studies)) ** 2) / 2
+    return _judge(reference.learned, differences, variance, (len(studies), len(patients) - len(studies)))
+
+
+def permutation_shift(
+    values: NDArray[Any],
+    patients: NDArray[np.intp],
+    is_current: NDArray[np.bool_],
+    *,
+    permutations: int,
+    generator: np.random.Generator,
+) -> tuple[float, float, float]:
+    """Fit the rows that are not current and test the others; returns statistic, effect and p-value.
+
+    Arguments as `monitor.kernels.permutation_mmd`, errors as `fit_reference` and `test_shift`.
+    """
+    reference = fit_reference(values[~is_current], patients[~is_current], generator=generator)
+    window = (values[is_current], patients[is_current])
+    shift = test_shift(reference, *window, permutations=permutations, generator=generator)
+    return shift.statistic, shift.effect, shift.p_value
+
+
+def _check(values: NDArray[Any], patients: NDArray[Any], width: int | None = None) -> None:
+    if values.ndim != 2 or patients.shape != values.shape[:1]:
+        raise ValueError(f"values {values.shape} must be (n, width) and patients {patients.shape} (n,)")
+    if width is not None and values.shape[1] != width:
+        raise ValueError(f"the window's embeddings are {values.shape[1]} wide, the reference's {width}")
+    if not np.isfinite(values).all():
+        raise ValueError("values must be finite; quarantine the others at ingest")
+
+
+def _need(found: int, least: int, where: str) -> None:
+    if found < least:
+        raise TooFewPatients(f"{found} patients in {where}, {least} needed")
+
+
+def _in_order_of_patient(owners: NDArray[np.intp], half: NDArray[np.bool_]) -> NDArray[np.intp]:
+    rows = np.flatnonzero(half[owners])
+    return rows[np.argsort(owners[rows], kind="stable")]
+
+
+def _add_up_reference(
+    reference: Reference, staying: NDArray[np.intp], sides: NDArray[np.bool_]
+) -> tuple[Floats, Floats]:
+    """Sum the features (relabellings, features) that stand on the current side, and all of them."""
+    moved, total = np.zeros((len(sides), len(reference.variance))), np.zeros(len(reference.variance))
+    for some in chunks(len(staying)):
+        sums = reference.sums[staying[some]]
+        moved += sides[:, some].astype(np.float32) @ sums
+        total += sums.sum(axis=0, dtype=np.float64)
+    return moved, total
+
+
+def _add_up_window(
+    learned: FeatureMap, values: NDArray[Any], owners: NDArray[np.intp], sides: NDArray[np.bool_]
+) -> tuple[Floats, Floats, Floats]:
+    """Sum likewise over the window's studies, mapped a chunk at a time, and their squares too."""
+    moved = np.zeros((len(sides), len(learned.middle)))
+    total, squares = np.zeros((2, len(learned.middle)))
+    for rows in chunks(len(values)):
+        features = map_features(learned, values[rows])
+        moved += sides[:, owners[rows]].astype(np.float32) @ features
+        total += features.sum(axis=0, dtype=np.float64)
+        squares += np.square(features, dtype=np.float64).sum(axis=0)
+    return moved, total, squares
+
+
+def _relabellings(before: int, now: int, permutations: int, generator: np.random.Generator) -> NDArray[np.bool_]:
+    """Give who is current, (permutations + 1, before + now); row 0 as observed, the others drawn evenly."""
+    sides = np.zeros((permutations + 1, before + now), dtype=np.bool_)
+    sides[0, before:] = True
+    few = min(before, now)
+    for row in sides[1:]:
+        row[generator.choice(before + now, few, replace=False, shuffle=False)] = True
+    if now > few:
+        np.logical_not(sides[1:], out=sides[1:])
+    return sides
+
+
+def _judge(learned: FeatureMap, differences: Floats, variance: Floats, studies: tuple[int, int]) -> Shift:
+    """Studentise each group by its own relabellings and take the largest, row by row alike."""
+    squared = differences**2
+    noise = squared.mean(axis=0)
+    relative = np.divide(squared, noise, out=np.zeros_like(squared), where=noise > FLAT**2)
+    # Wilson and Hilferty's (1931) cube root gives groups of any width tails alike
+    sums = np.cbrt(_sum_by_group(learned, relative))
+    spread = sums.std(axis=0)
+    distances = np.divide(sums - sums.mean(axis=0), spread, out=np.zeros_like(sums), where=spread > FLAT)
+    largest = distances.max(axis=1)
+    chance = max(0.0, float(largest[1:].mean()))
+    group, effect = _name_and_size(learned, squared, variance, chance)
+    return Shift(
+        statistic=float(largest[0]),
+        p_value=p_value(np.concatenate([largest[:1] - SINGLE_ROUNDING, largest[1:]])),
+        group=group,
+        effect=effect,
+        studies=studies[0],
+        left_out=studies[1],
+    )
+
+
+def _name_and_size(learned: FeatureMap, squared: Floats, variance: Floats, chance: float) -> tuple[str, float]:
+    """Name the group that lies furthest beyond its relabellings, and size what chance does not give the furthest."""
+    even = np.maximum(variance + squared[0] / 4, FLAT**2)
+    sums = _sum_by_group(learned, squared / even)
+    usual, spread = sums[1:].mean(axis=0), sums[1:].std(axis=0)
+    beyond = np.divide(sums[0] - usual, spread, out=np.zeros_like(usual), where=spread > FLAT**2)
+    best = int(beyond.argmax())
+    excess = max(0.0, float(sums[0, best] - usual[best] - chance * spread[best]))
+    return GROUPS[best], float(np.sqrt(excess / learned.breadth[best]))
+
+
+def _sum_by_group(learned: FeatureMap, features: Floats) -> Floats:
+    """Sum (relabellings, features) to (relabellings, groups)."""
+    return np.stack([features[:, group].sum(axis=1) for group in columns(learned.axes.shape)], axis=1)
