@@ -52,9 +52,11 @@ def measure_harm(
         ]
         measured = sum(compared.loss.value is not None for _, _, compared in found)
         strict = 1 - (1 - policy.level) / max(measured, 1)
-        for name, finding, compared in found:
-            harm = _write(name, compared, finding=finding, source=source, window=window, level=policy.level)
-            harms.append(_judge(harm, compared, strict))
+        levels = policy.level, strict
+        harms += [
+            _write(name, compared, finding=finding, source=source, window=window, levels=levels)
+            for name, finding, compared in found
+        ]
     return tuple(harms)
 
 
@@ -221,8 +223,11 @@ def _explain_impossible(reference: Answers, current: Answers, minimum_patients: 
     return f"{patients} patients, {minimum_patients} are needed" if patients < minimum_patients else ""
 
 
-def _write(name: str, compared: Compared, *, finding: str, source: Source, window: Window, level: float) -> Harm:
-    low, high = compared.loss.interval(level)
+def _write(
+    name: str, compared: Compared, *, finding: str, source: Source, window: Window, levels: tuple[float, float]
+) -> Harm:
+    """Write a loss down; ``levels`` are that of the interval shown and the stricter one at which a loss is sure."""
+    (low, high), (least, most) = (compared.loss.interval(level) for level in levels)
     return Harm(
         window=window,
         metric=name,
@@ -233,17 +238,11 @@ def _write(name: str, compared: Compared, *, finding: str, source: Source, windo
         loss=compared.loss.value,
         low=low,
         high=high,
-        level=level,
-        sure=False,
+        level=levels[0],
+        sure=least is not None and least > 0,
         n=compared.now.studies,
-        reason="",
+        reason=_say(compared, least, most, source),
     )
-
-
-def _judge(harm: Harm, compared: Compared, level: float) -> Harm:
-    """Say whether there is a loss beyond chance over all losses, by its interval at the level they share."""
-    low, high = compared.loss.interval(level)
-    return replace(harm, sure=low is not None and low > 0, reason=_say(compared, low, high, harm.source))
 
 
 def _say(compared: Compared, low: float | None, high: float | None, source: Source) -> str:

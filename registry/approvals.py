@@ -142,8 +142,7 @@ def _nobodys_hash() -> str:
 
 
 def _identify_signer(records: Records, decision: GateDecision, name: str, password: str, at: datetime) -> User:
-    subject = {"model": decision.model, "subject": decision.decision_id}
-    person = identify(records, name, password, at=at, **subject)
+    person = identify(records, name, password, at=at, model=decision.model, subject=decision.decision_id)
     _check_may_sign(records, decision, person.name, person.role)
     return person
 
