@@ -53,7 +53,7 @@ def show() -> None:
         "Since when?": tell_since_when(reports),
         "For whom?": tell_for_whom(newest),
         "How bad is it?": _tell_harm(newest, finding),
-        "How sure are we?": tell_how_sure(newest, settings.drift.alpha),
+        "How sure are we?": tell_how_sure(newest, settings.drift.false_alarms_per_year),
         "What is proposed?": tell_proposal(records.plans(model), records.decisions(model), live),
         "Who must act?": next_step(records, model),
     }

@@ -117,7 +117,7 @@ def tell_other_losses(harms: Sequence[Harm], metric: str) -> str:
     return f"Surely worse: {', '.join(told)}." if told else ""
 
 
-def tell_how_sure(report: WindowReport, alpha: float) -> str:
+def tell_how_sure(report: WindowReport, false_alarms: float) -> str:
     """Say on how many comparisons and patients the verdict rests, and how often such a verdict is a false alarm."""
     judged = [result for result in report.results if result.verdict is not Verdict.NOT_ENOUGH_DATA]
     found = sum(result.verdict is Verdict.DRIFT for result in judged)
@@ -125,8 +125,8 @@ def tell_how_sure(report: WindowReport, alpha: float) -> str:
     if not judged:
         return f"Not at all: no comparison could be made. {rests}"
     return (
-        f"{found} of {len(judged)} comparisons differ beyond chance. A quiet window is called drift "
-        f"in {alpha:.0%} of cases. {rests}"
+        f"{found} of {len(judged)} comparisons differ beyond chance. Of a year of quiet windows about "
+        f"{false_alarms:g} may be called drift. {rests}"
     )
 
 

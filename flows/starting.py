@@ -9,7 +9,7 @@ from registry.records import open_records
 from registry.settings import FILE_NAME, SettingsError, read_settings
 
 TEMPLATE = """# Wardround settings. Every key may also be set in the environment, which wins:
-# WARDROUND_DRIFT__ALPHA=0.02 sets alpha of [drift]. Unknown keys are refused.
+# WARDROUND_DRIFT__FALSE_ALARMS_PER_YEAR=2 sets false_alarms_per_year of [drift]. Unknown keys are refused.
 
 [models.{name}]
 task = "binary"                   # binary, multi-class or multi-label
@@ -31,7 +31,7 @@ held_out = 0.25                   # only the gate sees these
 reference = 0.25                  # these become the reference after a promotion
 
 [drift]
-alpha = 0.01                      # false-alarm probability of one window over all its tests
+false_alarms_per_year = 1         # how many false alarms a year you can live with
 minimum_patients = 20             # below this a window answers NOT_ENOUGH_DATA
 alibi_detect = true               # Business Source License: production use needs a licence from its maker
 

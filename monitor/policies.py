@@ -1,18 +1,32 @@
 """What a person decides about watching."""
 
+from datetime import timedelta
+
 from pydantic import BaseModel, ConfigDict, Field
+
+from monitor.cohorts import Window
+
+YEAR = timedelta(days=365.25)
+MOST_ALPHA = 0.05
+"""No window is judged more leniently than this, however long it is and however large the budget."""
 
 
 class DriftPolicy(BaseModel):
     """When a difference is called drift, and how much data a verdict needs.
 
-    ``alpha`` is the false-alarm probability of a whole window over all its detectors and
-    features; it is divided among them (Holm).
+    ``false_alarms_per_year`` is what a person bears with for one model: how often a year a window may be called
+    drifted, and how often an alarm may be raised, though nothing has changed. The part ``fairness_share`` of it goes
+    to changes between subgroups, the rest to all other comparisons. A window gets the part of a year's budget
+    that it is of a year; inside, that is divided among its comparisons (Holm).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    alpha: float = Field(0.01, gt=0, lt=1)
+    false_alarms_per_year: float = Field(1.0, gt=0, le=365, description="false alarms a year and model that are borne")
+    fairness_share: float = Field(0.25, gt=0, lt=1, description="part of the false alarms that subgroups may use")
+    persistence: int = Field(1, ge=1, description="windows in a row over the threshold before an alarm is raised")
+    quiet_windows: int = Field(2, ge=1, description="quiet windows in a row before an alarm closes")
+    cool_down: int = Field(0, ge=0, description="windows after an alarm closed in which none is raised")
     minimum_patients: int = Field(20, ge=2, description="below this a window answers NOT_ENOUGH_DATA")
     minimum_effect: float = Field(0.1, ge=0, description="smallest standardised effect that counts as drift")
     permutations: int = Field(999, ge=99)
@@ -27,3 +41,14 @@ class DriftPolicy(BaseModel):
     alibi_detect: bool = Field(True, description="False removes alibi-detect completely: nothing imports it")
     evidently: bool = True
     seed: int = 0
+
+    def drift_alpha(self, window: Window) -> float:
+        """Give the probability of a false DRIFT in one window, over all comparisons but those of subgroups."""
+        return (1 - self.fairness_share) * self._budget(window)
+
+    def fairness_alpha(self, window: Window) -> float:
+        """Give the probability of a false change of a subgroup's gap in one window, over all subgroups."""
+        return self.fairness_share * self._budget(window)
+
+    def _budget(self, window: Window) -> float:
+        return min(self.false_alarms_per_year * ((window.end - window.start) / YEAR), MOST_ALPHA)

@@ -67,7 +67,7 @@ def measure_gaps(
         for gap in _measure(subgroup, before, now, counts, window=window, policy=policy)
     ]
     tests = _count_tests(gaps)
-    return tuple(_judge(gap, tests, policy.alpha) for gap in gaps)
+    return tuple(_judge(gap, tests, policy.fairness_alpha(window)) for gap in gaps)
 
 
 def find_subgroups(reference: Cohort, current: Cohort, policy: DriftPolicy) -> Iterator[Subgroup]:

@@ -47,8 +47,8 @@ def watch_window(  # noqa: PLR0913 - a visit needs both sides, whose they are, a
 ) -> WindowReport:
     """Compare a window with the reference: drift of every kind, performance, gaps, harm and attribution.
 
-    All p-values of the window are corrected together (Holm), so that ``policy.alpha`` is the
-    false-alarm probability of the whole window. The same cohorts and policy give the same report.
+    All p-values of the window are corrected together (Holm), so that
+    ``policy.drift_alpha(window)`` is the false-alarm probability of the whole window. The same cohorts and policy give the same report.
     """
     generator = np.random.default_rng([policy.seed, int(hashlib.sha256(window.key.encode()).hexdigest()[:8], 16)])
     results = _detect(reference, current, window, policy, generator, progress)
@@ -108,13 +108,14 @@ def _detect(
 ) -> tuple[DriftResult, ...]:
     questions = list(_questions(reference, current, policy))
     answers: list[Outcome | str] = []
+    alpha = policy.drift_alpha(window)
     # Holm's first step needs p-values below alpha / m, which so many permutations can reach.
-    enough = max(policy.permutations, math.ceil(5 * len(questions) / policy.alpha))
+    enough = max(policy.permutations, math.ceil(5 * len(questions) / alpha))
     for question in questions:
         progress(f"{question.detector} on {question.feature}")
         answers.append(_answer(question, enough, policy, generator))
     outcomes = [answer for answer in answers if isinstance(answer, Outcome)]
-    thresholds = iter(holm_thresholds([outcome.p_value for outcome in outcomes], policy.alpha))
+    thresholds = iter(holm_thresholds([outcome.p_value for outcome in outcomes], alpha))
     return tuple(
         _judge(question, answer, next(thresholds), window, policy)
         if isinstance(answer, Outcome)
@@ -223,7 +224,7 @@ def _no_answer(question: _Question, reason: str, window: Window, policy: DriftPo
         effect=None,
         effect_name="",
         p_value=None,
-        threshold=policy.alpha,
+        threshold=policy.drift_alpha(window),
         reason=reason,
     )
 

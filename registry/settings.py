@@ -77,7 +77,7 @@ class RoleShares(BaseModel):
 class Settings(BaseSettings):
     """Everything a person may set; read with ``read_settings``.
 
-    An environment variable such as WARDROUND_DRIFT__ALPHA=0.02 overrides ``alpha`` of ``[drift]``.
+    An environment variable such as WARDROUND_DRIFT__FALSE_ALARMS_PER_YEAR=2 overrides that key of ``[drift]``.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix="WARDROUND_", env_nested_delimiter="__")

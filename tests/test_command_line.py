@@ -297,7 +297,7 @@ def test_a_missing_settings_file_names_init(tmp_path: Path) -> None:
     [
         ("[models.m\n", "is not valid TOML"),
         ("[drift]\nalhpa = 0.01\n", "drift.alhpa"),
-        ("[drift]\nalpha = 2\nlevel = 7\n", "drift.level"),
+        ("[drift]\nfalse_alarms_per_year = -2\nlevel = 7\n", "drift.level"),
         ('[models.m]\nreference = "spring"\n', "write its first day and the day after it"),
     ],
 )

@@ -225,11 +225,11 @@ def test_other_losses_are_told_where_they_are_sure_and_measured() -> None:
 
 
 def test_how_sure_counts_comparisons_and_patients() -> None:
-    assert tell_how_sure(REPORTS[4], 0.01) == (
-        "6 of 9 comparisons differ beyond chance. A quiet window is called drift in 1% of cases. "
+    assert tell_how_sure(REPORTS[4], 1) == (
+        "6 of 9 comparisons differ beyond chance. Of a year of quiet windows about 1 may be called drift. "
         "74 patients, 92 of 92 studies labelled."
     )
-    assert tell_how_sure(REPORTS[1], 0.01) == (
+    assert tell_how_sure(REPORTS[1], 1) == (
         "Not at all: no comparison could be made. 9 patients, 11 of 11 studies labelled."
     )
 

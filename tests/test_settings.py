@@ -44,7 +44,7 @@ def test_an_unknown_key_is_refused_by_its_name(tmp_path: Path, content: str, key
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("[drift]\nalpha = 1.5", "drift.alpha"),
+        ("[drift]\nfalse_alarms_per_year = 0", "drift.false_alarms_per_year"),
         ("[roles]\nlearning = 0.9", r"learning \+ held_out \+ reference must be 1"),
         ("[models.m]\nclasses = ['yes', 'yes']", "needs at least 2 different classes"),
         ("[models.m]\nnumeric_attributes = ['age']", "must also stand in attributes: .*age"),
@@ -60,17 +60,17 @@ def test_a_value_that_is_not_allowed_is_named_in_one_line(tmp_path: Path, conten
 
 
 def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"drift\.alpha: .*; gate\.margin: "):
-        read_settings(write(tmp_path, "[drift]\nalpha = 2\n[gate]\nmargin = -1"))
+    with pytest.raises(SettingsError, match=r"drift\.false_alarms_per_year: .*; gate\.margin: "):
+        read_settings(write(tmp_path, "[drift]\nfalse_alarms_per_year = -2\n[gate]\nmargin = -1"))
 
 
 def test_the_environment_stands_above_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path, "[drift]\nalpha = 0.05\nminimum_patients = 30")
-    monkeypatch.setenv("WARDROUND_DRIFT__ALPHA", "0.02")
+    write(tmp_path, "[drift]\nfalse_alarms_per_year = 3\nminimum_patients = 30")
+    monkeypatch.setenv("WARDROUND_DRIFT__FALSE_ALARMS_PER_YEAR", "0.5")
     settings = read_settings(tmp_path)
-    assert (settings.drift.alpha, settings.drift.minimum_patients) == (0.02, 30)
-    monkeypatch.setenv("WARDROUND_DRIFT__ALPHA", "2")
-    with pytest.raises(SettingsError, match=r"drift\.alpha"):
+    assert (settings.drift.false_alarms_per_year, settings.drift.minimum_patients) == (0.5, 30)
+    monkeypatch.setenv("WARDROUND_DRIFT__FALSE_ALARMS_PER_YEAR", "0")
+    with pytest.raises(SettingsError, match=r"drift\.false_alarms_per_year"):
         read_settings(tmp_path)
 
 
@@ -137,7 +137,7 @@ def test_the_comments_of_the_template_are_true(tmp_path: Path, monkeypatch: pyte
     assert commented
     settings = read_settings(write(tmp_path, text.replace(f"# {commented[1]}", commented[1])))
     assert settings.model("m").reference == "2026-01-05/2026-03-30"
-    named = re.search(r"(WARDROUND_\w+)=(\S+) sets alpha", text)
+    named = re.search(r"(WARDROUND_\w+)=(\S+) sets false_alarms", text)
     assert named
     monkeypatch.setenv(named[1], named[2])
-    assert read_settings(tmp_path).drift.alpha == 0.02
+    assert read_settings(tmp_path).drift.false_alarms_per_year == 2

@@ -14,7 +14,7 @@ from monitor.subgroups import GAP_MEASURES, OTHER, cut, find_subgroups, measure_
 from monitor.tasks import Task
 
 WEEK = Window(start=datetime(2026, 1, 5, tzinfo=UTC), end=datetime(2026, 1, 12, tzinfo=UTC))
-POLICY = DriftPolicy(resamples=200, alpha=0.05)
+POLICY = DriftPolicy(resamples=200, false_alarms_per_year=10, fairness_share=0.9)
 
 
 def make_cohort(scores, labels, attributes, *, task=Task.BINARY, classes=("healthy", "tumour"), patients=None, first=0):
@@ -116,7 +116,7 @@ def test_a_gap_that_was_there_before_is_no_drift():
 @pytest.mark.parametrize("images", [1, 4])
 def test_false_alarms_of_a_whole_window_stay_below_alpha(images):
     rng, runs, alarms, held, changes = np.random.default_rng(3), 100, 0, 0, 0
-    quick = DriftPolicy(resamples=100, alpha=0.05)
+    quick = DriftPolicy(resamples=100, false_alarms_per_year=10, fairness_share=0.9)
     for seed in range(runs):
         gaps = measure(sample(rng, 120, images=images), sample(rng, 80, images=images, first=1000), seed, quick)
         alarms += any(gap.verdict is Verdict.DRIFT for gap in gaps)
@@ -124,7 +124,7 @@ def test_false_alarms_of_a_whole_window_stay_below_alpha(images):
             if gap.change is not None:
                 changes += 1
                 held += gap.change_low <= 0 <= gap.change_high
-    assert alarms <= binom.ppf(1 - 1e-4, runs, 0.05)
+    assert alarms <= binom.ppf(1 - 1e-4, runs, quick.fairness_alpha(WEEK))
     assert changes > 15 * runs
     assert 0.93 <= held / changes <= 0.995
 

@@ -130,7 +130,7 @@ def test_a_shift_is_drift_of_the_kinds_that_moved_and_of_no_other():
     assert "in the reference, surely worse." in report.reason
     for result in report.results:
         assert (result.p_value <= result.threshold) == (result.verdict is Verdict.DRIFT)
-        assert result.threshold <= POLICY.alpha
+        assert result.threshold <= POLICY.drift_alpha(WEEK)
 
 
 def test_few_patients_are_not_enough_data_and_the_sentence_says_how_few():
@@ -254,9 +254,9 @@ def test_the_same_cohorts_and_policy_give_the_same_report():
 
 
 def test_permutations_suffice_for_the_strictest_threshold():
-    report = watch(*pair(shift=3), DriftPolicy(alibi_detect=False, permutations=99, resamples=100, alpha=0.002))
+    report = watch(*pair(shift=3), DriftPolicy(alibi_detect=False, permutations=99, resamples=100, false_alarms_per_year=0.1))
     assert rows(report)["mmd", "embedding"].verdict is Verdict.DRIFT
-    assert rows(report)["mmd", "embedding"].p_value <= 0.002 / len(PLANNED)
+    assert rows(report)["mmd", "embedding"].p_value <= 0.0015 / len(PLANNED)
 
 
 def test_the_policy_chooses_what_is_acquisition_and_what_is_case_mix():
@@ -302,9 +302,9 @@ def _of_every_verdict():
 @pytest.mark.slow
 @pytest.mark.parametrize("images", [1, 4])
 def test_false_alarms_of_a_whole_window_stay_at_alpha(images):
-    runs, policy = 250, POLICY.model_copy(update={"alpha": 0.1, "minimum_effect": 0})
+    runs, policy = 250, POLICY.model_copy(update={"false_alarms_per_year": 100, "minimum_effect": 0})
     rng, alarms = np.random.default_rng(7), 0
     for seed in range(runs):
         sides = sample(rng, 50, "r", images=images), sample(rng, 30, "c", images=images)
         alarms += watch(*sides, policy.model_copy(update={"seed": seed})).verdict is Verdict.DRIFT
-    assert alarms <= binom.ppf(1 - 1e-4, runs, policy.alpha)
+    assert alarms <= binom.ppf(1 - 1e-4, runs, policy.drift_alpha(WEEK))
