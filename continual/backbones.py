@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from continual.files import content_sha256
-from continual.images import PREPROCESSING
+from continual.images import MEASURED, PREPROCESSING
 from continual.weights import (
     State,
     WeightsRefused,
@@ -176,7 +176,7 @@ def weights_sha256(name: str, *, source: str, path: str = "") -> str:
 
 
 def _feature_key(name: str, source: str, sha256: str, image_size: int, blocks: int) -> str:
-    content = json.dumps([name, source, sha256, image_size, blocks, PREPROCESSING])
+    content = json.dumps([name, source, sha256, image_size, blocks, PREPROCESSING, MEASURED])
     return f"{source}-{image_size}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 

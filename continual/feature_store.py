@@ -1,4 +1,4 @@
-"""A columnar store of image features on disk, named by the content hash of the image.
+"""A columnar store of image features and image statistics on disk, named by the content hash of the image.
 
 One folder holds the features of one backbone and one way of making pixels (``BackboneCard.feature_key``
 names it). A ``put`` writes one shard, an Arrow IPC file that appears whole or not at all; nothing is ever
@@ -31,11 +31,12 @@ class FeaturesMissing(LookupError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Shard:
-    """One memory-mapped file: embeddings (n, width) float32, tokens (n, T, width) float16."""
+    """One memory-mapped file: embeddings (n, width) and statistics (n, k) float32, tokens (n, T, width) float16."""
 
     hashes: list[str]
     embeddings: NDArray[np.float32]
     tokens: NDArray[np.float16]
+    statistics: NDArray[np.float32]
 
 
 class FeatureStore:
@@ -51,7 +52,13 @@ class FeatureStore:
         self._look_for_shards()
         return [name for name in dict.fromkeys(map(str, hashes)) if name not in self._places]
 
-    def put(self, hashes: Hashes, embeddings: NDArray[np.float32], tokens: NDArray[np.float16]) -> None:
+    def put(
+        self,
+        hashes: Hashes,
+        embeddings: NDArray[np.float32],
+        tokens: NDArray[np.float16],
+        statistics: NDArray[np.float32],
+    ) -> None:
         """Store features; when this returns they are on the disk.
 
         Raises:
@@ -60,8 +67,10 @@ class FeatureStore:
         names = [str(name) for name in hashes]
         if not names:
             return
-        self._check(names, embeddings, tokens)
-        content = _serialise(names, embeddings.astype(np.float32), tokens.astype(np.float16))
+        self._check(names, embeddings, tokens, statistics)
+        content = _serialise(
+            names, embeddings.astype(np.float32), tokens.astype(np.float16), statistics.astype(np.float32)
+        )
         digest = hashlib.sha256(content).hexdigest()
         write_atomically(self.directory / f"{digest}{SUFFIX}", content)
 
@@ -81,6 +90,14 @@ class FeatureStore:
         """
         return self._gather(hashes, "tokens")
 
+    def statistics(self, hashes: Hashes) -> NDArray[np.float32]:
+        """Look up image statistics in the order asked for; shape (n, k), as ``STATISTICS`` names them.
+
+        Raises:
+            FeaturesMissing: an image was never measured.
+        """
+        return self._gather(hashes, "statistics")
+
     def _gather(self, hashes: Hashes, column: str) -> NDArray[Any]:
         if absent := self.missing(hashes):
             raise FeaturesMissing(
@@ -90,7 +107,7 @@ class FeatureStore:
         places = [self._places[str(name)] for name in hashes]
         example = next(iter(self._shards.values()), None)
         if example is None:
-            return np.empty((0, 0) if column == "embeddings" else (0, 0, 0))
+            return np.empty((0, 0, 0) if column == "tokens" else (0, 0))
         found: NDArray[Any] = np.empty(
             (len(places), *getattr(example, column).shape[1:]), getattr(example, column).dtype
         )
@@ -111,27 +128,35 @@ class FeatureStore:
                 for row, name in enumerate(shard.hashes):
                     self._places.setdefault(name, (shard, row))
 
-    def _check(self, names: list[str], embeddings: NDArray[Any], tokens: NDArray[Any]) -> None:
-        n = len(names)
-        if embeddings.ndim != 2 or tokens.ndim != 3 or len(embeddings) != n or len(tokens) != n:
+    def _check(
+        self, names: list[str], embeddings: NDArray[Any], tokens: NDArray[Any], statistics: NDArray[Any]
+    ) -> None:
+        n, parts = len(names), (embeddings, tokens, statistics)
+        if [part.ndim for part in parts] != [2, 3, 2] or any(len(part) != n for part in parts):
             raise ValueError(
-                f"{n} images need embeddings ({n}, width) and tokens ({n}, T, width), "
-                f"got {embeddings.shape} and {tokens.shape}"
+                f"{n} images need embeddings ({n}, width), tokens ({n}, T, width) and statistics ({n}, k), "
+                f"got {', '.join(str(part.shape) for part in parts)}"
             )
-        if not (np.isfinite(embeddings).all() and np.isfinite(tokens).all()):
+        if not all(np.isfinite(part).all() for part in parts):
             raise ValueError("features must be finite; quarantine the images whose features are not")
         self._look_for_shards()
         for shard in list(self._shards.values())[:1]:
-            want = (shard.embeddings.shape[1:], shard.tokens.shape[1:])
-            if (got := (embeddings.shape[1:], tokens.shape[1:])) != want:
+            want = tuple(part.shape[1:] for part in (shard.embeddings, shard.tokens, shard.statistics))
+            if (got := tuple(part.shape[1:] for part in parts)) != want:
                 raise ValueError(f"{self.directory} holds features of shape {want}, got {got}: another backbone?")
 
 
-def _serialise(names: list[str], embeddings: NDArray[np.float32], tokens: NDArray[np.float16]) -> memoryview:
+def _serialise(
+    names: list[str],
+    embeddings: NDArray[np.float32],
+    tokens: NDArray[np.float16],
+    statistics: NDArray[np.float32],
+) -> memoryview:
     columns = {
         "sha256": pa.array(names, pa.string()),
         "embedding": _as_lists(embeddings),
         "tokens": _as_lists(tokens.reshape(len(names), -1)),
+        "statistics": _as_lists(statistics),
     }
     schema = pa.schema(
         [(name, column.type) for name, column in columns.items()], metadata={"token_count": str(tokens.shape[1])}
@@ -152,8 +177,15 @@ def _open_shard(path: Path) -> _Shard:
         table = ipc.open_file(pa.memory_map(str(path))).read_all()
         batch = table.to_batches()[0]
         n, count = batch.num_rows, int(batch.schema.metadata[b"token_count"])
-        embeddings, tokens = (batch.column(name).flatten().to_numpy() for name in ("embedding", "tokens"))
-        return _Shard(batch.column("sha256").to_pylist(), embeddings.reshape(n, -1), tokens.reshape(n, count, -1))
+        embeddings, tokens, statistics = (
+            batch.column(name).flatten().to_numpy() for name in ("embedding", "tokens", "statistics")
+        )
+        return _Shard(
+            batch.column("sha256").to_pylist(),
+            embeddings.reshape(n, -1),
+            tokens.reshape(n, count, -1),
+            statistics.reshape(n, -1),
+        )
     except (pa.ArrowInvalid, KeyError, IndexError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); delete it and ingest again: features are computed anew from the images"

@@ -27,13 +27,17 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from continual.files import content_sha256
+from monitor.image_statistics import measure_image
 
-__all__ = ["UnreadableImage", "content_sha256", "native_size", "read_image"]
+__all__ = ["UnreadableImage", "content_sha256", "native_size", "read_image", "read_measured", "read_native"]
 
 MAXIMUM_BYTES = 256 * 2**20
 MAXIMUM_PIXELS = 50_000_000
 PREPROCESSING = "square-bicubic-1"
 """Names how pixels are made, in the key of stored features; change it whenever the pixels change."""
+
+MEASURED = "statistics-1"
+"""Names how images are measured, in the same key; change it whenever ``monitor.image_statistics`` does."""
 
 MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
 
@@ -78,10 +82,29 @@ def read_image(path: Path, size: int) -> NDArray[np.uint8]:
     Raises:
         UnreadableImage: missing, empty, too large, truncated, or neither PNG, JPEG nor DICOM.
     """
-    kind = _kind_of(path)
     with _refusing(path):
-        image = _read_dicom(path) if kind == "DICOM" else _read_picture(path, kind)
-        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC), dtype=np.uint8)
+        return _square(_read_native(path), size)
+
+
+def read_measured(path: Path, size: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Read an image as ``read_image`` does, and measure its native pixels (``monitor.image_statistics``).
+
+    Raises:
+        UnreadableImage: as ``read_image``.
+    """
+    with _refusing(path):
+        image = _read_native(path)
+        return _square(image, size), measure_image(np.asarray(image.convert("L")), path.stat().st_size)
+
+
+def read_native(path: Path) -> NDArray[np.uint8]:
+    """Read an image as 8-bit RGB in its native size; shape (height, width, 3).
+
+    Raises:
+        UnreadableImage: as ``read_image``.
+    """
+    with _refusing(path):
+        return np.asarray(_read_native(path), dtype=np.uint8)
 
 
 def native_size(path: Path) -> tuple[int, int]:
@@ -97,6 +120,15 @@ def native_size(path: Path) -> tuple[int, int]:
             return int(header.Columns), int(header.Rows)
         with Image.open(path, formats=(kind,)) as image:
             return image.size
+
+
+def _read_native(path: Path) -> Image.Image:
+    kind = _kind_of(path)
+    return _read_dicom(path) if kind == "DICOM" else _read_picture(path, kind)
+
+
+def _square(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC), dtype=np.uint8)
 
 
 def _kind_of(path: Path) -> str:

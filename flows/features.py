@@ -13,16 +13,17 @@ from numpy.typing import NDArray
 from continual.backbones import Backbone
 from continual.feature_store import FeatureStore
 from continual.files import content_sha256
-from continual.images import UnreadableImage, read_image
+from continual.images import UnreadableImage, read_measured
 from flows.sources import Reason, RowRefused
 from monitor.cohorts import Cohort
+from monitor.image_statistics import STATISTICS
 
 BATCH = 32
 log = logging.getLogger("wardround.features")
 
 
 def load_features(cohort: Cohort, features: FeatureStore) -> Cohort:
-    """Attach embeddings, shape (n, width); a cohort without any image stays without.
+    """Attach embeddings, shape (n, width), and image statistics; a cohort without any image stays without.
 
     Studies without an image are left out of a cohort in which others have one, and counted in the log.
     """
@@ -32,7 +33,8 @@ def load_features(cohort: Cohort, features: FeatureStore) -> Cohort:
     if not seen.all():
         log.warning("%d of %d studies have no image and are left out", int((~seen).sum()), len(cohort))
         cohort = cohort.select(seen)
-    return replace(cohort, embeddings=embeddings)
+    statistics = features.statistics(cohort.images).astype(np.float64)
+    return replace(cohort, embeddings=embeddings, image_statistics=dict(zip(STATISTICS, statistics.T, strict=True)))
 
 
 def compute_features(
@@ -52,40 +54,51 @@ def compute_features(
     computed: list[_Computed] = []
     for start in range(0, len(wanted), BATCH):
         part = {sha256: images[sha256] for sha256 in wanted[start : start + BATCH]}
-        pixels = _read_each(part, backbone().card.image_size, refused)
-        if pixels:
-            computed.append(_embed(pixels, backbone(), refused))
+        images_read = _read_each(part, backbone().card.image_size, refused)
+        if images_read:
+            computed.append(_embed(images_read, backbone(), refused))
         progress(min(start + BATCH, len(wanted)))
     if computed:
         hashes = np.concatenate([part.hashes for part in computed])
         embeddings = np.concatenate([part.embeddings for part in computed])
         _warn_if_constant(embeddings)
-        features.put(hashes, embeddings, np.concatenate([part.tokens for part in computed]))
+        tokens, statistics = (
+            np.concatenate([getattr(part, name) for part in computed]) for name in ("tokens", "statistics")
+        )
+        features.put(hashes, embeddings, tokens, statistics)
     return refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Computed:
-    """Hashes (n,), embeddings (n, width) and tokens (n, T, width), all finite."""
+    """Hashes (n,), embeddings (n, width), tokens (n, T, width) and image statistics (n, k), all finite."""
 
     hashes: NDArray[np.str_]
     embeddings: NDArray[np.float32]
     tokens: NDArray[np.float16]
+    statistics: NDArray[np.float32]
 
 
-def _embed(pixels: Mapping[str, NDArray[np.uint8]], backbone: Backbone, refused: dict[str, RowRefused]) -> _Computed:
-    hashes = np.array(list(pixels), dtype=np.str_)
-    embeddings, tokens = backbone.embed(np.stack(list(pixels.values())))
+Read = tuple[NDArray[np.uint8], NDArray[np.float32]]
+"""The square pixels of an image and its statistics."""
+
+
+def _embed(images: Mapping[str, Read], backbone: Backbone, refused: dict[str, RowRefused]) -> _Computed:
+    hashes = np.array(list(images), dtype=np.str_)
+    pixels, statistics = (np.stack(part) for part in zip(*images.values(), strict=True))
+    embeddings, tokens = backbone.embed(pixels)
     finite = np.isfinite(embeddings).all(axis=1) & np.isfinite(tokens).all(axis=(1, 2))
     for sha256 in hashes[~finite]:
         refused[str(sha256)] = RowRefused(
             Reason.NOT_FINITE_EMBEDDING, "the backbone's answer to the image is not finite"
         )
-    return _Computed(hashes=hashes[finite], embeddings=embeddings[finite], tokens=tokens[finite])
+    return _Computed(
+        hashes=hashes[finite], embeddings=embeddings[finite], tokens=tokens[finite], statistics=statistics[finite]
+    )
 
 
-def _read_each(images: Mapping[str, Path], size: int, refused: dict[str, RowRefused]) -> dict[str, NDArray[np.uint8]]:
-    pixels: dict[str, NDArray[np.uint8]] = {}
+def _read_each(images: Mapping[str, Path], size: int, refused: dict[str, RowRefused]) -> dict[str, Read]:
+    pixels: dict[str, Read] = {}
     for sha256, path in images.items():
         try:
             pixels[sha256] = _read(path, sha256, size)
@@ -94,9 +107,9 @@ def _read_each(images: Mapping[str, Path], size: int, refused: dict[str, RowRefu
     return pixels
 
 
-def _read(path: Path, sha256: str, size: int) -> NDArray[np.uint8]:
+def _read(path: Path, sha256: str, size: int) -> Read:
     try:
-        pixels = read_image(path, size)
+        pixels = read_measured(path, size)
     except UnreadableImage as error:
         raise RowRefused(Reason.IMAGE_UNREADABLE, f"image {path.name!r}: {error}") from None
     if content_sha256(path) != sha256:  # its features would stand under another image's name for ever

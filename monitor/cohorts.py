@@ -89,8 +89,8 @@ class Cohort:
     Shapes: every column has length n. ``scores`` (n, score columns) in [0, 1]; ``labels``
     (n, label columns), NaN where unknown; ``embeddings`` (n, width) or None; ``times``
     datetime64[us] in UTC; each attribute a string column (MISSING where empty) or a float column
-    (NaN where empty). Construction proves every score and embedding finite: one NaN would blind
-    a KS test and deafen an MMD.
+    (NaN where empty); each image statistic a float column. Construction proves every score and embedding
+    finite: one NaN would blind a KS test and deafen an MMD.
 
     Raises:
         ValueError: a column has a wrong length, range or a value that is not finite.
@@ -106,6 +106,7 @@ class Cohort:
     attributes: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     embeddings: NDArray[np.float32] | None = None
     images: NDArray[np.str_] | None = None
+    image_statistics: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shape, n = TASKS[self.task], len(self.study_uid)
@@ -121,9 +122,10 @@ class Cohort:
             got = getattr(self, name).shape
             if got != want:
                 raise ValueError(f"{name} must have shape {want} for {n} studies of {self.task}, got {got}")
-        for name, column in self.attributes.items():
-            if column.shape != (n,):
-                raise ValueError(f"attribute {name!r} must have shape {(n,)}, got {column.shape}")
+        for word, columns in (("attribute", self.attributes), ("image statistic", self.image_statistics)):
+            for name, column in columns.items():
+                if column.shape != (n,):
+                    raise ValueError(f"{word} {name!r} must have shape {(n,)}, got {column.shape}")
         if not np.all((self.scores >= 0) & (self.scores <= 1)):
             raise ValueError("scores must be finite and in [0, 1]; quarantine the others at ingest")
         _check_labels(self.labels, shape.label_levels(self.classes))
@@ -178,6 +180,7 @@ class Cohort:
             self,
             **columns,
             attributes={name: column[rows] for name, column in self.attributes.items()},
+            image_statistics={name: column[rows] for name, column in self.image_statistics.items()},
             embeddings=None if self.embeddings is None else self.embeddings[rows],
             images=None if self.images is None else self.images[rows],
         )
@@ -204,7 +207,7 @@ def binary_labels(task: Task, classes: tuple[str, ...], labels: NDArray[np.float
 
 
 def concatenate(cohorts: Sequence[Cohort]) -> Cohort:
-    """Join cohorts of the same task and classes; only attributes that all have are kept."""
+    """Join cohorts of the same task and classes; only attributes and image statistics that all have are kept."""
     first = cohorts[0]
     if any((cohort.task, cohort.classes) != (first.task, first.classes) for cohort in cohorts):
         raise ValueError("only cohorts of the same task and classes can be joined")
@@ -214,13 +217,16 @@ def concatenate(cohorts: Sequence[Cohort]) -> Cohort:
         else None
         for name in ("embeddings", "images")
     }
-    shared = set.intersection(*(set(cohort.attributes) for cohort in cohorts))
-    names = [f.name for f in fields(Cohort) if f.name not in {"task", "classes", "attributes", *optional}]
+    tables = ("attributes", "image_statistics")
+    names = [f.name for f in fields(Cohort) if f.name not in {"task", "classes", *tables, *optional}]
     columns: dict[str, Any] = {name: np.concatenate([getattr(c, name) for c in cohorts]) for name in names}
-    attributes = {
-        name: np.concatenate([c.attributes[name] for c in cohorts]) for name in first.attributes if name in shared
-    }
-    return replace(first, **columns, **optional, attributes=attributes)
+    shared = {table: _join_shared([getattr(cohort, table) for cohort in cohorts]) for table in tables}
+    return replace(first, **columns, **optional, **shared)
+
+
+def _join_shared(tables: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, Any]:
+    names = [name for name in tables[0] if all(name in table for table in tables)]
+    return {name: np.concatenate([table[name] for table in tables]) for name in names}
 
 
 def _check_labels(labels: NDArray[np.float64], levels: int) -> None:

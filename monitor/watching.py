@@ -144,6 +144,9 @@ def _questions(reference: Cohort, current: Cohort, policy: DriftPolicy) -> Itera
                     reference=_embedded(reference),
                     current=_embedded(current),
                 )
+    for name, column_now in current.image_statistics.items():
+        if name in reference.image_statistics:
+            yield ask("ks", DriftKind.APPEARANCE, f"image {name}", reference.image_statistics[name], column_now)
     for column, finding in enumerate(current.findings):
         sides = reference.scores[:, column], current.scores[:, column]
         yield ask(policy.score_detector, DriftKind.BEHAVIOUR, f"score {finding}", *sides)

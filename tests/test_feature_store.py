@@ -17,12 +17,12 @@ from continual.feature_store import FeaturesMissing, FeatureStore
 WIDTH, TOKENS = 6, 3
 
 
-def features_of(names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def features_of(names: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Make features that can be told from the name: like a frozen backbone, a pure function of content."""
     seeds = np.array([[sum(name.encode())] for name in names], dtype=np.float32)
     embeddings = seeds + np.arange(WIDTH, dtype=np.float32)
     tokens = (seeds[..., None] + np.arange(TOKENS * WIDTH).reshape(TOKENS, WIDTH)).astype(np.float16)
-    return embeddings, tokens
+    return embeddings, tokens, embeddings[:, :2] + 1
 
 
 def put(store: FeatureStore, names: list[str]) -> None:
@@ -41,10 +41,11 @@ def test_what_was_put_is_got_in_the_order_asked_for(
     for batch in batches:
         put(store, batch)
     asked = data.draw(st.lists(st.sampled_from([name for batch in batches for name in batch]), min_size=1))
-    embeddings, tokens = features_of(asked)
+    embeddings, tokens, statistics = features_of(asked)
     for reader in (store, FeatureStore(store.directory)):
         assert np.array_equal(reader.embeddings(asked), embeddings)
         assert np.array_equal(reader.tokens(np.array(asked)), tokens)
+        assert np.array_equal(reader.statistics(asked), statistics)
         assert reader.embeddings(asked).dtype == np.float32
         assert reader.tokens(asked).dtype == np.float16
 
@@ -73,7 +74,7 @@ def test_nothing_asked_is_nothing_got(tmp_path: Path) -> None:
 
 def test_one_vector_instead_of_tokens_is_kept_too(tmp_path: Path) -> None:
     store = FeatureStore(tmp_path)
-    store.put(["a"], np.ones((1, 5), np.float32), np.ones((1, 1, 4), np.float16))
+    store.put(["a"], np.ones((1, 5), np.float32), np.ones((1, 1, 4), np.float16), np.zeros((1, 2), np.float32))
     assert store.embeddings(["a"]).shape == (1, 5)
     assert store.tokens(["a"]).shape == (1, 1, 4)
 
@@ -85,16 +86,17 @@ def test_the_same_content_again_is_one_shard(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("broken", ["count", "rank", "nan", "other backbone"])
+@pytest.mark.parametrize("broken", ["count", "rank", "nan", "statistics", "other backbone"])
 def test_features_that_do_not_fit_are_refused_and_not_stored(tmp_path: Path, broken: str) -> None:
     store = FeatureStore(tmp_path)
     put(store, ["a"])
-    embeddings, tokens = features_of(["b"])
+    embeddings, tokens, statistics = features_of(["b"])
     arguments = {
-        "count": (["b", "c"], embeddings, tokens),
-        "rank": (["b"], embeddings, tokens[:, 0]),
-        "nan": (["b"], embeddings * np.nan, tokens),
-        "other backbone": (["b"], embeddings[:, :4], tokens[..., :4]),
+        "count": (["b", "c"], embeddings, tokens, statistics),
+        "rank": (["b"], embeddings, tokens[:, 0], statistics),
+        "nan": (["b"], embeddings * np.nan, tokens, statistics),
+        "statistics": (["b"], embeddings, tokens, statistics * np.inf),
+        "other backbone": (["b"], embeddings[:, :4], tokens[..., :4], statistics),
     }[broken]
     with pytest.raises(ValueError, match=r"need|finite|another backbone"):
         store.put(*arguments)  # type: ignore[arg-type]
@@ -122,7 +124,8 @@ import numpy as np
 from continual.feature_store import FeatureStore
 store = FeatureStore(Path(sys.argv[1]))
 for i in range(int(sys.argv[2]), int(sys.argv[3])):
-    store.put([str(i)], np.full((1, 64), i, np.float32), np.full((1, 65, 64), i % 2048, np.float16))
+    tokens = np.full((1, 65, 64), i % 2048, np.float16)
+    store.put([str(i)], np.full((1, 64), i, np.float32), tokens, np.full((1, 3), i, np.float32))
     print(i, flush=True)
 """
 

@@ -27,6 +27,7 @@ from flows.progress import current_progress
 from flows.sources import SourceError
 from flows.ward import Ward, open_ward
 from monitor.cohorts import Window
+from monitor.image_statistics import STATISTICS
 from registry.entries import BatchSummary
 from registry.settings import SettingsError
 
@@ -162,6 +163,8 @@ def test_images_of_every_kind_are_embedded_once_and_attached(ward: Ward, tmp_pat
     assert cohort.embeddings is not None
     assert len(np.unique(cohort.embeddings, axis=0)) == 6
     np.testing.assert_array_equal(cohort.embeddings[0], cohort.embeddings[6])
+    assert list(cohort.image_statistics) == list(STATISTICS)
+    assert {*cohort.image_statistics["native width"][4:6]} == {128, 64}  # CT_small and MR_small, before any resizing
     stored = sorted(file.name for file in ward.features_of("m").directory.iterdir())
     ingest(ward, save(rows_of(7, image=images, study_uid=[f"t{i}" for i in range(7)]), tmp_path / "again.csv"))
     assert sorted(file.name for file in ward.features_of("m").directory.iterdir()) == stored

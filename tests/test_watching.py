@@ -254,9 +254,28 @@ def test_the_same_cohorts_and_policy_give_the_same_report():
 
 
 def test_permutations_suffice_for_the_strictest_threshold():
-    report = watch(*pair(shift=3), DriftPolicy(alibi_detect=False, permutations=99, resamples=100, false_alarms_per_year=0.1))
+    report = watch(
+        *pair(shift=3), DriftPolicy(alibi_detect=False, permutations=99, resamples=100, false_alarms_per_year=0.1)
+    )
     assert rows(report)["mmd", "embedding"].verdict is Verdict.DRIFT
     assert rows(report)["mmd", "embedding"].p_value <= 0.0015 / len(PLANNED)
+
+
+def test_an_image_statistic_that_moved_is_appearance_and_named():
+    reference, current = pair()
+    rng = np.random.default_rng(3)
+    sides = [
+        replaced(
+            side,
+            image_statistics={"sharpness": rng.normal(by, 1, len(side)), "native width": np.full(len(side), 512.0)},
+        )
+        for side, by in ((reference, 0), (current, -2))
+    ]
+    report = watch(*sides)
+    blurred, width = (rows(report)["ks", f"image {name}"] for name in ("sharpness", "native width"))
+    assert (blurred.verdict, blurred.kind) == (Verdict.DRIFT, DriftKind.APPEARANCE)
+    assert width.verdict is Verdict.NOT_ENOUGH_DATA
+    assert "Changed: appearance (image sharpness)" in report.reason
 
 
 def test_the_policy_chooses_what_is_acquisition_and_what_is_case_mix():
