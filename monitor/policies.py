@@ -5,6 +5,7 @@ from datetime import timedelta
 from pydantic import BaseModel, ConfigDict, Field
 
 from monitor.cohorts import Window
+from monitor.multiplicity import Multiplicity
 
 YEAR = timedelta(days=365.25)
 MOST_ALPHA = 0.05
@@ -28,6 +29,8 @@ class DriftPolicy(BaseModel):
     quiet_windows: int = Field(2, ge=1, description="quiet windows in a row before an alarm closes")
     cool_down: int = Field(0, ge=0, description="windows after an alarm closed in which none is raised")
     minimum_patients: int = Field(20, ge=2, description="below this a window answers NOT_ENOUGH_DATA")
+    tolerated_loss: float = Field(0.05, gt=0, lt=1, description="a sure loss of this size asks for action")
+    stop_loss: float = Field(0.15, gt=0, lt=1, description="a sure loss of this size asks to stop using the model")
     minimum_effect: float = Field(0.1, ge=0, description="smallest standardised effect that counts as drift")
     permutations: int = Field(999, ge=99)
     resamples: int = Field(1000, ge=100, description="patient-level bootstrap resamples for intervals")
@@ -37,6 +40,9 @@ class DriftPolicy(BaseModel):
     acquisition: tuple[str, ...] = Field((), description="attributes tested as acquisition; empty: all but case_mix")
     case_mix: tuple[str, ...] = ("sex", "age")
     subgroup_attributes: tuple[str, ...] = Field((), description="attributes whose gaps are measured; empty: all")
+    intersection_depth: int = Field(1, ge=1, le=4, description="attributes combined to a subgroup: 2 adds sex F & 65+")
+    multiplicity: Multiplicity = Field(Multiplicity.HOLM, description="correction over subgroups: holm or bh")
+    smallest_cell: int = Field(5, ge=2, description="figures on 1 to this many less one patients do not leave; CMS: 11")
     minimum_subgroup: int = Field(20, ge=2, description="studies, and 5 positives and negatives, for a gap")
     alibi_detect: bool = Field(True, description="False removes alibi-detect completely: nothing imports it")
     evidently: bool = True

@@ -16,6 +16,10 @@ class Verdict(StrEnum):
     NOT_ENOUGH_DATA = "NOT_ENOUGH_DATA"
 
 
+class NotEnoughData(ValueError):
+    """The data cannot carry a verdict; the message says why, with the n."""
+
+
 class DriftKind(StrEnum):
     """What kind of thing changed."""
 
@@ -39,7 +43,8 @@ class DriftResult:
 
     ``effect`` is the effect size named by ``effect_name`` (0 means no change). ``p_value`` and
     ``statistic`` are None exactly when the verdict is NOT_ENOUGH_DATA. ``threshold`` is the
-    p-value at or under which DRIFT is said, after correction over the whole window.
+    p-value at or under which DRIFT is said, after correction over the whole window, and ``least_effect`` the effect
+    that DRIFT needs as well, so that a huge n does not make a trifle an alarm.
     """
 
     window: Window
@@ -57,6 +62,7 @@ class DriftResult:
     patients_reference: int
     patients_current: int
     reason: str
+    least_effect: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +104,10 @@ class SubgroupGap:
     """A subgroup's metric minus the same metric of everyone else, with its interval.
 
     ``reference_gap`` is the same gap in the reference; ``change`` is gap minus reference_gap with
-    its own interval: fairness drift. None with a ``reason`` where a side is too small.
+    its own interval: fairness drift. None with a ``reason`` where a side is too small. ``parts`` are the
+    attributes and values of an intersection (empty: ``attribute`` and ``value`` themselves). DRIFT is said
+    where ``p_value`` of the change is at or under ``threshold``, after correction over all subgroups.
+    ``n`` and ``patients`` are None only where they were ``suppressed`` to protect a small cell.
     """
 
     window: Window
@@ -106,8 +115,8 @@ class SubgroupGap:
     value: str
     metric: str
     finding: str
-    n: int
-    patients: int
+    n: int | None
+    patients: int | None
     inside: float | None
     outside: float | None
     gap: float | None
@@ -120,6 +129,10 @@ class SubgroupGap:
     level: float
     verdict: Verdict
     reason: str
+    parts: tuple[tuple[str, str], ...] = ()
+    p_value: float | None = None
+    threshold: float | None = None
+    suppressed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,16 +162,27 @@ class Harm:
 class Contribution:
     """How much one attribute value carries of a drift: its share now minus its share before.
 
-    ``shift`` is the mean drift score inside the value, in reference standard deviations.
+    ``shift`` is the mean drift score inside the value, in reference standard deviations. ``carried`` is its
+    part of the distance between both sides' mean embeddings; the parts of an attribute sum to 1, and mean
+    nothing without a drift. ``p_share`` tests the change of its share, ``p_within`` whether studies with this value
+    look other than they did; ``beyond_chance`` is said of either, after correction over all values.
+    ``n_current`` and the shares are None only where they were ``suppressed`` to protect a small cell.
     """
 
     window: Window
     attribute: str
     value: str
-    n_current: int
-    share_reference: float
-    share_current: float
+    n_current: int | None
+    share_reference: float | None
+    share_current: float | None
     shift: float | None
+    carried: float | None = None
+    p_share: float | None = None
+    p_within: float | None = None
+    beyond_chance: bool = False
+    patients_reference: int | None = None
+    patients_current: int | None = None
+    suppressed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

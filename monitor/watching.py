@@ -15,6 +15,7 @@ from monitor.attribution import attribute_drift
 from monitor.cohorts import Cohort, Window
 from monitor.detectors import NotEnoughData, Outcome, Sample, compare, is_constant
 from monitor.harm import headline_harm, measure_harm
+from monitor.multiplicity import holm_thresholds
 from monitor.performance import evaluate
 from monitor.policies import DriftPolicy
 from monitor.results import DriftKind, DriftResult, Verdict, WindowReport
@@ -47,8 +48,8 @@ def watch_window(  # noqa: PLR0913 - a visit needs both sides, whose they are, a
 ) -> WindowReport:
     """Compare a window with the reference: drift of every kind, performance, gaps, harm and attribution.
 
-    All p-values of the window are corrected together (Holm), so that
-    ``policy.drift_alpha(window)`` is the false-alarm probability of the whole window. The same cohorts and policy give the same report.
+    All p-values of the window are corrected together (Holm), so that ``policy.drift_alpha(window)`` is the
+    false-alarm probability of the whole window. The same cohorts and policy give the same report.
     """
     generator = np.random.default_rng([policy.seed, int(hashlib.sha256(window.key.encode()).hexdigest()[:8], 16)])
     results = _detect(reference, current, window, policy, generator, progress)
@@ -82,20 +83,6 @@ def headline_verdict(results: Sequence[DriftResult]) -> Verdict:
     if Verdict.DRIFT in verdicts:
         return Verdict.DRIFT
     return Verdict.NO_DRIFT if Verdict.NO_DRIFT in verdicts else Verdict.NOT_ENOUGH_DATA
-
-
-def holm_thresholds(p_values: Sequence[float], alpha: float) -> list[float]:
-    """Give each p-value the threshold at or under which it is rejected (Holm 1979), in the order given.
-
-    From the first p-value that fails on, no later one can be rejected; those get threshold 0.
-    """
-    thresholds = [0.0] * len(p_values)
-    alive = True
-    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
-        bound = alpha / (len(p_values) - rank)
-        thresholds[index] = bound if alive else 0.0
-        alive = alive and p_values[index] <= bound
-    return thresholds
 
 
 def _detect(
@@ -208,6 +195,7 @@ def _judge(question: _Question, outcome: Outcome, threshold: float, window: Wind
     return _result(
         question,
         window,
+        policy,
         verdict=Verdict.DRIFT if significant and large else Verdict.NO_DRIFT,
         statistic=outcome.statistic,
         effect=outcome.effect,
@@ -222,6 +210,7 @@ def _no_answer(question: _Question, reason: str, window: Window, policy: DriftPo
     return _result(
         question,
         window,
+        policy,
         verdict=Verdict.NOT_ENOUGH_DATA,
         statistic=None,
         effect=None,
@@ -232,7 +221,7 @@ def _no_answer(question: _Question, reason: str, window: Window, policy: DriftPo
     )
 
 
-def _result(question: _Question, window: Window, **figures: Any) -> DriftResult:
+def _result(question: _Question, window: Window, policy: DriftPolicy, **figures: Any) -> DriftResult:
     reference, current = question.reference, question.current
     return DriftResult(
         window=window,
@@ -243,6 +232,7 @@ def _result(question: _Question, window: Window, **figures: Any) -> DriftResult:
         n_current=len(current),
         patients_reference=len(np.unique(reference.patients)),
         patients_current=len(np.unique(current.patients)),
+        least_effect=policy.minimum_effect,
         **figures,
     )
 

@@ -25,7 +25,7 @@ from registry.rows import (
     SignatureRow,
 )
 
-SCHEMA = "3"
+SCHEMA = "4"
 BUSY_SECONDS = 30
 APPEND_ONLY = (
     EventRow,

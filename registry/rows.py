@@ -260,6 +260,7 @@ class DriftResultRow(_Mirror, table=True):
     patients_reference: int
     patients_current: int
     reason: str
+    least_effect: float
 
 
 class ReportRow(SQLModel, table=True):

@@ -4,15 +4,13 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.stats import binom
 
 from monitor.cohorts import Cohort, Window
 from monitor.policies import DriftPolicy
 from monitor.results import DriftKind, Source, Verdict, WindowReport
 from monitor.tasks import Task
-from monitor.watching import headline_verdict, holm_thresholds, watch_window
+from monitor.watching import headline_verdict, watch_window
 
 WEEK = Window(start=datetime(2026, 1, 5, tzinfo=UTC), end=datetime(2026, 1, 12, tzinfo=UTC))
 POLICY = DriftPolicy(alibi_detect=False, permutations=99, resamples=100)
@@ -74,33 +72,6 @@ PLANNED = [
     ("ks", "age", DriftKind.CASE_MIX),
     ("chi_square", "prevalence tumour", DriftKind.CASE_MIX),
 ]
-
-
-@pytest.mark.parametrize(
-    ("p_values", "thresholds"),
-    [
-        ([], []),
-        ([0.04], [0.05]),
-        ([0.06], [0.05]),
-        ([0.01, 0.04, 0.03], [0.05 / 3, 0, 0.025]),  # 0.01 passes 0.05/3, 0.03 fails 0.05/2, so 0.04 has no chance
-        ([0.04, 0.001, 0.02], [0.05, 0.05 / 3, 0.025]),
-        ([0.02, 0.02, 0.02], [0.05 / 3, 0, 0]),
-        ([0.016, 0.016, 0.016], [0.05 / 3, 0.025, 0.05]),
-    ],
-)
-def test_holms_thresholds_by_hand(p_values, thresholds):
-    assert holm_thresholds(p_values, 0.05) == pytest.approx(thresholds)
-
-
-@given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=12), st.floats(0.001, 0.3))
-def test_holm_rejects_what_adjusted_p_values_reject(p_values, alpha):
-    ascending = sorted(p_values)
-    adjusted = np.maximum.accumulate([(len(p_values) - rank) * p for rank, p in enumerate(ascending)])
-    rejected = [p <= threshold for p, threshold in zip(p_values, holm_thresholds(p_values, alpha), strict=True)]
-    clear = np.abs(adjusted - alpha) > 1e-12
-    expected = dict(zip(np.array(ascending)[clear], (adjusted <= alpha)[clear], strict=True))
-    assert all(answer == expected[p] for p, answer in zip(p_values, rejected, strict=True) if p in expected)
-    assert sum(rejected) >= sum(p <= alpha / len(p_values) for p in p_values)
 
 
 def test_a_quiet_window_has_a_row_for_every_planned_comparison():
