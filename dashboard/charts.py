@@ -24,13 +24,16 @@ from dashboard.palette import (
     ESTIMATE,
     KIND_WORDS,
     LINE,
+    LOOK,
     NOW,
+    QUIET,
     SOURCE_WORDS,
     UNKNOWN,
     VERDICT_COLOURS,
     VERDICT_WORDS,
 )
 from monitor.results import Contribution, DriftResult, Harm, Source, SubgroupGap, Verdict
+from monitor.streams import StreamScore
 from registry.audit import Event
 
 PAIR = 0.15
@@ -60,6 +63,27 @@ def drift_effects(results: Sequence[DriftResult], *, least: float) -> go.Figure:
     figure.update_xaxes(title="size of the change (0: none; dotted: the smallest that counts)", range=[0, widest])
     figure = finish(figure, 130 + ROW * len(shown)).update_yaxes(showgrid=False)
     return column_at_right(figure, "if by chance", [_p_value(result.p_value) for result in shown])
+
+
+def stream_scores(streams: Sequence[StreamScore]) -> go.Figure:
+    """Draw each stream's score as a bar from 0 to 100, its worst part in words beside it; one without is named so."""
+    shown = list(streams)[::-1]
+    figure = go.Figure()
+    figure.add_bar(
+        y=list(range(len(shown))),
+        x=[stream.score for stream in shown],
+        orientation="h",
+        width=0.55,
+        marker_color=[QUIET if stream.score == 100 else LOOK for stream in shown],
+        text=["not judged" if stream.score is None else f"{stream.score:.0f}" for stream in shown],
+        textposition="auto",
+        hovertext=[safe(_tell_worst(stream), 200) for stream in shown],
+        hoverinfo="text",
+        showlegend=False,
+    )
+    name_rows(figure, [stream.name for stream in shown])
+    figure.update_xaxes(title="100: as in the reference; 50: a change twice the least that counts", range=[0, 100])
+    return finish(figure, 90 + ROW * len(shown)).update_yaxes(showgrid=False)
 
 
 def losses(harms: Sequence[Harm]) -> go.Figure:
@@ -185,6 +209,10 @@ def events_by_day(events: Sequence[Event], words: dict[str, str]) -> go.Figure:
     name_rows(figure, [words.get(kind, kind) for kind in kinds])
     figure.update_xaxes(tickformat="%-d %b %Y")
     return finish(figure, 60 + 24 * len(kinds))
+
+
+def _tell_worst(stream: StreamScore) -> str:
+    return f"{stream.worst.name}: {stream.worst.told}" if stream.worst else "no part of it could be judged"
 
 
 def _feature(result: DriftResult) -> str:

@@ -20,6 +20,8 @@ EVENT_WORDS = {
     "rows.quarantined": "rows put in quarantine",
     "ingest.finished": "export read",
     "window.watched": "window watched",
+    "alarm.raised": "alarm raised",
+    "alarm.closed": "alarm closed",
     "plan.made": "treatment proposed",
     "adapter.trained": "adapter trained",
     "held_out.locked": "held-out cohort locked",
@@ -92,6 +94,8 @@ def _tell_signed(subject: str, content: dict[str, Any]) -> str:
 
 EVENT_SENTENCES: dict[str, Callable[[str, dict[str, Any]], str]] = {
     "window.watched": _tell_watched,
+    "alarm.raised": lambda subject, content: f"{subject}: most of the evidence is {content.get('leading')}",
+    "alarm.closed": lambda subject, content: f"{subject}: the evidence no longer grows",
     "adapter.trained": _tell_trained,
     "rows.quarantined": _tell_quarantined,
     "predictions.added": lambda subject, content: f"{subject}: {content.get('accepted')} accepted",

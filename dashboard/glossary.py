@@ -11,6 +11,11 @@ TERMS = {
     "Window": "the stretch of days that one verdict speaks about, usually a week.",
     "Drift": "a window differs from the reference by more than chance and by enough to count. It asks for a look; "
     "it does not say that the model is wrong.",
+    "Alarm": "the evidence of several windows together has become so strong that it would be a false alarm about as "
+    "often a year as the policy allows. It stays open until quiet windows follow.",
+    "Severity": "quiet, watch, act or stop: what the alarm, the loss and the subgroups together ask for.",
+    "Stream score": "100: nothing differs from the reference beyond chance. 50: the worst part changed by twice the "
+    "least that counts.",
     "Not enough data": "too few patients to tell. That is not an all-clear.",
     "Beyond chance": "so large a difference would be rare if nothing had changed; p says how rare.",
     "95 % interval": "the figures that agree with what was seen; the fewer patients, the longer.",

@@ -30,7 +30,14 @@ DETECTOR_WORDS = {
     "alibi_mmd": "MMD, alibi",
     "alibi_lsdd": "LSDD",
     "alibi_classifier": "classifier",
+    "alibi_learned_kernel": "learned kernel",
+    "alibi_spot_the_diff": "spot the difference",
+    "alibi_context_mmd": "MMD at equal case mix",
     "embedding_shift": "feature shift",
+    "domain_classifier": "linear classifier",
+    "wasserstein": "Wasserstein",
+    "psi": "PSI",
+    "jensen_shannon": "Jensen–Shannon",
 }
 FEATURE_WORDS = {"embedding": "image embedding"}
 FEATURE_PREFIXES = {"score ": "score for ", "prevalence ": "share labelled "}

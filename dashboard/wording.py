@@ -24,7 +24,7 @@ from dashboard.palette import KIND_WORDS, SOURCE_WORDS, VERDICT_WORDS
 from monitor.cohorts import Window
 from monitor.results import Harm, Source, SubgroupGap, Verdict, WindowReport
 from registry.decisions import GateDecision
-from registry.entries import BatchSummary, QuarantinedRow
+from registry.entries import AlarmEntry, BatchSummary, QuarantinedRow
 
 LOSS = re.compile(r"(\w+) loss (\w+) (.+)")
 REASON_WORDS = {
@@ -54,6 +54,18 @@ def tell_headline(reports: Sequence[WindowReport]) -> str:
         + (", in the newest window." if n == 1 else f": {weeks}."),
         Verdict.NOT_ENOUGH_DATA: "The newest window holds too little data to judge. That is not an all-clear.",
     }[reports[-1].verdict]
+
+
+def tell_alarm(entries: Sequence[AlarmEntry], window: Window) -> str:
+    """Say whether an alarm is open after a window, since when, and how near one is if not."""
+    here = next((entry for entry in entries if entry.window == window), None)
+    if here is None:
+        return ""
+    since = here.state.open_since
+    if since is not None:
+        return f"An alarm is open since {day(since.start)}."
+    share = here.state.log_evidence / here.state.log_threshold if here.state.log_threshold else 0.0
+    return f"No alarm is open; the evidence stands at {min(max(share, 0.0), 1.0):.0%} of what raises one."
 
 
 def tell_since_when(reports: Sequence[WindowReport]) -> str:

@@ -33,8 +33,10 @@ application = typer.Typer(
 )
 audit = typer.Typer(help="Check the record: the append-only, hash-chained list of everything that happened.")
 user = typer.Typer(help="People who may sign.")
+policy = typer.Typer(help="What the policy in wardround.toml means in practice.")
 application.add_typer(audit, name="audit")
 application.add_typer(user, name="user")
+application.add_typer(policy, name="policy")
 
 FIRST, ROUND, TREAT, SIGN, LOOK = "Start here", "Watch", "Treat", "Sign and promote", "Look"
 
@@ -286,6 +288,19 @@ def verify(directory: Directory = Path(), as_json: AsJson = False) -> None:
         _show(as_json, state, show_chain)
         if not state.ok:
             raise typer.Exit(1)
+
+
+@policy.command("explain")
+def explain(model: Model = "", directory: Directory = Path(), as_json: AsJson = False) -> None:
+    """Say how many false alarms a year the policy allows, and how long a small, medium or large change goes unseen.
+
+    Patients a window and comparisons are taken from the windows watched last; before the first, from the reference.
+    """
+    with _opened(directory) as ward:
+        from flows.explaining import explain as explain_policy_of
+        from flows.screens import show_explanation
+
+        _show(as_json, explain_policy_of(ward, _model(ward, model)), show_explanation)
 
 
 @user.command("add")

@@ -13,6 +13,7 @@ from rich.text import Text
 from continual.plans import AdaptationPlan, AdaptationRun
 from flows.doctor import Finding
 from flows.status import headline, plain
+from monitor.explaining import LONGEST, PolicyExplanation
 from monitor.results import Verdict, WindowReport
 from registry.audit import ChainState
 from registry.decisions import GateDecision
@@ -102,6 +103,29 @@ def show_decision(screen: Console, decision: GateDecision) -> None:
     for check in decision.checks:
         mark = Text("  pass  ", "green") if check.passed else Text("  FAIL  ", "red")
         screen.print(mark + Text(check.reason, ""))
+
+
+def show_explanation(screen: Console, told: PolicyExplanation) -> None:
+    """Show what a policy means: a sentence on false alarms, and a row for each size of change."""
+    where, days = told.situation, told.situation.window.total_seconds() / 86_400
+    screen.print(
+        Text(
+            f"With windows of {days:g} days, {where.patients} patients each, a reference of {where.patients_reference} "
+            f"patients and {where.comparisons} comparisons a window:\n"
+            f"at most {told.false_alarms:.2g} false alarms a year are expected, and as often a single quiet window is "
+            f"called DRIFT; what the policy leaves over belongs to subgroups."
+        )
+    )
+    table = _table("change of one column", "seen after, median", "9 of 10 within", f"seen within {LONGEST} windows")
+    for delay in told.delays:
+        name = f"{delay.shift} ({delay.size:g} standard deviations)"
+        table.add_row(name, *(_waited(n, days) for n in (delay.median, delay.late)), f"{delay.found:.0%}")
+    screen.print(table)
+    screen.print(Text("Simulated: the column moves at once, all else stays quiet.", "dim"))
+
+
+def _waited(windows: int | None, days: float) -> str:
+    return "–" if windows is None else f"{windows} window{'s' * (windows != 1)}, {windows * days:g} days"
 
 
 def show_chain(screen: Console, state: ChainState) -> None:

@@ -6,6 +6,7 @@ import logging
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from flows.alarming import follow_alarm, load_background
 from flows.ward import Ward, load_role, reference_of, version_in, windows_of
 from monitor.cohorts import Window, tile_windows
 from monitor.reports import write_report
@@ -24,6 +25,8 @@ def watch(ward: Ward, model: str, window: Window, *, at: datetime) -> WindowRepo
     version = version_in(ward, model, window)
     reference = reference_of(ward, model, version)
     current = load_role(ward, model, [window], None)
+    ward.progress(f"Watching {window.key}: what counts as a change", 0, 0)
+    background = load_background(ward, model, reference, current, window)
     report = watch_window(
         reference,
         current,
@@ -31,12 +34,14 @@ def watch(ward: Ward, model: str, window: Window, *, at: datetime) -> WindowRepo
         model_version=version,
         window=window,
         policy=ward.settings.drift,
+        background=background,
         progress=lambda what: ward.progress(f"Watching {window.key}: {what}", 0, 0),
     )
     if ward.settings.drift.evidently and len(current):
         ward.progress(f"Watching {window.key}: Evidently report", 0, 0)
         write_report(reference, current, report_path(ward, model, window))
     ward.records.save_report(report, at)
+    follow_alarm(ward, model, window, at=at)
     return report
 
 

@@ -220,7 +220,7 @@ def concatenate(cohorts: Sequence[Cohort]) -> Cohort:
     tables = ("attributes", "image_statistics")
     names = [f.name for f in fields(Cohort) if f.name not in {"task", "classes", *tables, *optional}]
     columns: dict[str, Any] = {name: np.concatenate([getattr(c, name) for c in cohorts]) for name in names}
-    shared = {table: _join_shared([getattr(cohort, table) for cohort in cohorts]) for table in tables}
+    shared: dict[str, Any] = {table: _join_shared([getattr(c, table) for c in cohorts]) for table in tables}
     return replace(first, **columns, **optional, **shared)
 
 

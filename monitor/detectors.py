@@ -1,41 +1,58 @@
-"""Every detector by name behind one function type. The one file that may import alibi-detect.
-
-alibi-detect is under the Business Source License 1.1 and costs seconds to import: it is imported only
-when one of its detectors runs. It permutes rows, not patients, so each patient is handed over as one
-row, the mean of the patient's embeddings.
-"""
+"""Every detector by name behind one function type."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.columns import permutation_chi_square, permutation_ks
+from monitor.alibi import (
+    compare_at_equal_case_mix,
+    compare_by_classifier,
+    compare_by_learned_kernel,
+    compare_by_lsdd,
+    compare_by_spot_the_diff,
+)
+from monitor.columns import (
+    permutation_chi_square,
+    permutation_jensen_shannon,
+    permutation_ks,
+    permutation_psi,
+    permutation_wasserstein,
+)
+from monitor.domain_classifier import permutation_classifier
 from monitor.embedding_shift import permutation_shift
 from monitor.kernels import permutation_mmd
+from monitor.results import NotEnoughData
 
-Floats = NDArray[np.float64]
 LEAST_PATIENTS = 4
-LSDD_CELLS = 200_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sample:
-    """One side of a comparison: ``values`` (n,) or (n, width), and the patient of each row (n,)."""
+    """One side of a comparison.
+
+    Attributes:
+        values: embeddings, shape (n, width), or one column of numbers or words, shape (n,).
+        patients: patient of each row, shape (n,).
+        context: case mix of each row as numbers, shape (n, k), for a comparison at equal case mix.
+    """
 
     values: NDArray[Any]
     patients: NDArray[np.str_]
+    context: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def select(self, rows: NDArray[Any]) -> Sample:
+        """Give some rows, by number or by mask."""
+        context = None if self.context is None else self.context[rows]
+        return Sample(values=self.values[rows], patients=self.patients[rows], context=context)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +70,6 @@ def is_constant(sample: Sample) -> bool:
     return sample.values.ndim == 2 and len(sample) > 1 and not np.ptp(sample.values, axis=0).any()
 
 
-class NotEnoughData(ValueError):
-    """The samples cannot carry a verdict; the message says why, with the n."""
-
-
 class Detector(Protocol):
     """Compare a reference with a current sample."""
 
@@ -66,8 +79,8 @@ class Detector(Protocol):
         """Test whether the two samples come from one distribution.
 
         Raises:
-            NotEnoughData: too few patients on a side, or nothing varies.
-            ValueError: values that are not finite.
+            NotEnoughData: too few patients on a side, nothing varies, or no context where one is needed.
+            ValueError: values of a form that the detector does not read.
         """
 
 
@@ -79,128 +92,83 @@ def compare(
     A patient on both sides counts as current only: relabelling patients needs each on one side.
 
     Raises:
-        NotEnoughData: too few patients on a side, or nothing varies.
-        ValueError: no such detector, or values that are not finite.
+        NotEnoughData: too few patients on a side, nothing varies, or no context where one is needed.
+        ValueError: no such detector, values of a form that it does not read, or not finite.
     """
     if name not in DETECTORS:
         raise ValueError(f"no detector {name!r}; there are {', '.join(DETECTORS)}")
-    returning = np.isin(reference.patients, current.patients)
-    kept = Sample(values=reference.values[~returning], patients=reference.patients[~returning])
+    kept = reference.select(~np.isin(reference.patients, current.patients))
     for side, sample in (("reference", kept), ("window", current)):
         if (patients := len(np.unique(sample.patients))) < LEAST_PATIENTS:
             raise NotEnoughData(f"{patients} patients in the {side}, {LEAST_PATIENTS} needed")
+    if kept.values.shape[1:] != current.values.shape[1:]:
+        raise ValueError(f"rows of the reference have shape {kept.values.shape[1:]}, those of the window others")
     both = np.concatenate([kept.values, current.values])
-    if both.dtype.kind == "f" and not np.isfinite(both).all():
-        raise ValueError("values must be finite; quarantine the others at ingest")
+    refuse_unknown(both)
     if len(np.unique(both, axis=0)) < 2:
         raise NotEnoughData("nothing varies: every value is the same, on both sides")
     return DETECTORS[name](kept, current, permutations=permutations, generator=generator)
 
 
-def _own(test: Callable[..., tuple[float, float, float]], effect_name: str) -> Detector:
+def refuse_unknown(values: NDArray[Any]) -> None:
+    """Refuse what is neither a finite number nor a word."""
+    if values.dtype.kind not in "biufUS":
+        raise ValueError(f"values must be numbers or words, not {values.dtype}")
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ValueError("values must be finite; quarantine the others at ingest")
+
+
+def _reading(kinds: str, dimensions: int, test: Callable[..., tuple[float, float, float]], effect: str) -> Detector:
+    """Make a detector of a test that takes both sides at once; it reads such dtype kinds and dimensions only."""
+
     def detect(reference: Sample, current: Sample, *, permutations: int, generator: np.random.Generator) -> Outcome:
         values = np.concatenate([reference.values, current.values])
-        patients = np.unique(np.concatenate([reference.patients, current.patients]), return_inverse=True)[1]
-        is_current = np.arange(len(values)) >= len(reference)
-        statistic, effect, p = test(values, patients, is_current, permutations=permutations, generator=generator)
-        return Outcome(statistic=statistic, effect=effect, effect_name=effect_name, p_value=p)
+        if values.ndim != dimensions or values.dtype.kind not in kinds:
+            raise ValueError(f"values are {values.dtype} {values.shape}: {FORMS[kinds, dimensions]} are compared here")
+        sides = (values, *_sides(reference, current))
+        statistic, size, p = test(*sides, permutations=permutations, generator=generator)
+        return Outcome(statistic=statistic, effect=size, effect_name=effect, p_value=p)
 
     return detect
 
 
-def _alibi(ask: Callable[[Floats, Floats, int, int], tuple[float, float]]) -> Detector:
-    def detect(reference: Sample, current: Sample, *, permutations: int, generator: np.random.Generator) -> Outcome:
-        before, now = _mean_by_patient(reference), _mean_by_patient(current)
-        with _quiet_and_seeded(int(generator.integers(2**31))) as seed:
-            statistic, p = ask(before, now, permutations, seed)
-        effect = _standardised_distance(before, now)
-        return Outcome(statistic=statistic, effect=effect, effect_name="standardised mean distance", p_value=p)
-
-    return detect
+def _sides(reference: Sample, current: Sample) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    patients = np.unique(np.concatenate([reference.patients, current.patients]), return_inverse=True)[1]
+    return patients, np.arange(len(patients)) >= len(reference)
 
 
-def _ask_lsdd(before: Floats, now: Floats, permutations: int, seed: int) -> tuple[float, float]:
-    """Least-squares density difference (Bu 2018); alibi-detect's p may be 0, ours is (b + 1) / (m + 1).
+def _detect_at_equal_case_mix(
+    reference: Sample, current: Sample, *, permutations: int, generator: np.random.Generator
+) -> Outcome:
+    if reference.context is None or current.context is None:
+        raise NotEnoughData("no case mix is known to compare at")
+    contexts = np.concatenate([reference.context, current.context]).astype(np.float64)
+    refuse_unknown(contexts)
 
-    Its memory is permutations times patients times kernel centres; a twentieth of the reference is its
-    own choice of centres, and fewer are taken where that would not fit.
-    """
-    from alibi_detect.cd import LSDDDrift
-
-    fitting = LSDD_CELLS // (permutations * (len(before) + len(now)))
-    detector = LSDDDrift(
-        before,
-        backend="pytorch",
-        n_permutations=permutations,
-        n_kernel_centers=max(min(len(before) // 20, fitting), 1),
-        device="cpu",
-    )
-    try:
-        answer = detector.predict(now)["data"]
-    except ValueError:
-        raise NotEnoughData("too many studies are copies of each other for a density difference") from None
-    return float(answer["distance"]), (round(float(answer["p_val"]) * permutations) + 1) / (permutations + 1)
+    test = functools.partial(compare_at_equal_case_mix, contexts=contexts)
+    detect = _reading(NUMBERS, 2, test, "standardised mean distance at equal case mix")
+    return detect(reference, current, permutations=permutations, generator=generator)
 
 
-def _ask_classifier(before: Floats, now: Floats, permutations: int, seed: int) -> tuple[float, float]:
-    """Two-sample classifier (Lopez-Paz 2017): KS test on held-out scores of a penalised logistic regression.
-
-    One half learns, the other is tested: scores out of several folds depend on each other, which made a
-    nominal 1 % false-alarm rate 3 % with five folds.
-    """
-    from alibi_detect.cd.sklearn.classifier import ClassifierDriftSklearn
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedShuffleSplit
-
-    detector = ClassifierDriftSklearn(before, LogisticRegression(C=0.01, max_iter=500), preds_type="probs")
-    detector.skf = StratifiedShuffleSplit(n_splits=1, test_size=0.5, random_state=seed)
-    answer = detector.predict(now)["data"]
-    return float(answer["distance"]), max(float(answer["p_val"]), np.finfo(np.float64).tiny)
-
-
-def _mean_by_patient(sample: Sample) -> Floats:
-    patients, rows = np.unique(sample.patients, return_inverse=True)
-    sums = np.zeros((len(patients), sample.values.shape[1]))
-    np.add.at(sums, rows, sample.values)
-    means: NDArray[Any] = (sums / np.bincount(rows)[:, None]).astype(np.float32)
-    return means
-
-
-def _standardised_distance(before: Floats, now: Floats) -> float:
-    """Length of the mean difference over the root of the summed variances, less what noise alone would give."""
-    variance = before.var(axis=0, ddof=1).sum() / 2 + now.var(axis=0, ddof=1).sum() / 2
-    squared = ((now.mean(axis=0) - before.mean(axis=0)) ** 2).sum()
-    noise = before.var(axis=0, ddof=1).sum() / len(before) + now.var(axis=0, ddof=1).sum() / len(now)
-    return float(np.sqrt(max(squared - noise, 0.0) / variance)) if variance > 0 else 0.0
-
-
-@contextlib.contextmanager
-def _quiet_and_seeded(seed: int) -> Iterator[int]:
-    """Seed the global generators that alibi-detect draws from, put them back after, and swallow what it prints."""
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")  # its own deprecations; nothing here for our users
-        from alibi_detect.cd.pytorch import lsdd
-
-        logging.getLogger("alibi_detect").setLevel(logging.ERROR)
-        state = np.random.get_state()
-        with lsdd.torch.random.fork_rng(devices=[]):
-            lsdd.torch.manual_seed(seed)
-            np.random.seed(seed % 2**32)
-            try:
-                yield seed
-            finally:
-                np.random.set_state(state)
-
-
+NUMBERS, WORDS_TOO = "biuf", "biufUS"
+FORMS = {
+    (NUMBERS, 2): "embeddings (n, width)",
+    (NUMBERS, 1): "numbers (n,)",
+    (WORDS_TOO, 1): "categories (n,)",
+}
+MEANS = "standardised mean distance"
 DETECTORS: dict[str, Detector] = {
-    "mmd": _own(permutation_mmd, "standardised kernel distance"),
-    "ks": _own(permutation_ks, "KS distance"),
-    "chi_square": _own(permutation_chi_square, "Cramér's V"),
-    "alibi_lsdd": _alibi(_ask_lsdd),
-    "alibi_classifier": _alibi(_ask_classifier),
-    "embedding_shift": _own(permutation_shift, "standardised feature distance"),
+    "mmd": _reading(NUMBERS, 2, permutation_mmd, "standardised kernel distance"),
+    "ks": _reading(NUMBERS, 1, permutation_ks, "KS distance"),
+    "chi_square": _reading(WORDS_TOO, 1, permutation_chi_square, "Cramér's V"),
+    "wasserstein": _reading(NUMBERS, 1, permutation_wasserstein, "standardised Wasserstein distance"),
+    "psi": _reading(WORDS_TOO, 1, permutation_psi, "PSI beyond chance"),
+    "jensen_shannon": _reading(WORDS_TOO, 1, permutation_jensen_shannon, "Jensen–Shannon distance"),
+    "embedding_shift": _reading(NUMBERS, 2, permutation_shift, "standardised feature distance"),
+    "domain_classifier": _reading(NUMBERS, 2, permutation_classifier, "AUROC above chance"),
+    "alibi_lsdd": _reading(NUMBERS, 2, compare_by_lsdd, MEANS),
+    "alibi_classifier": _reading(NUMBERS, 2, compare_by_classifier, MEANS),
+    "alibi_learned_kernel": _reading(NUMBERS, 2, compare_by_learned_kernel, MEANS),
+    "alibi_spot_the_diff": _reading(NUMBERS, 2, compare_by_spot_the_diff, MEANS),
+    "alibi_context_mmd": _detect_at_equal_case_mix,
 }

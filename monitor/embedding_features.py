@@ -1,7 +1,8 @@
 """Features in which embeddings may shift: learned from a reference, in groups that say what moved.
 
-Whitened directions in a leading and a remaining group, products of the leading ones (second moments), log
-energies in log-spaced bands of the spectrum, and random Fourier features (Rahimi and Recht 2007) at two bandwidths.
+Whitened directions (the leading 32, the leading 128 and all but the leading 32), products of the leading ones (second
+moments), log energies in log-spaced bands of the spectrum, and random Fourier features (Rahimi and Recht 2007) at two
+bandwidths.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ from scipy.linalg import eigh
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
 
+VERSION = 1
+"""Of the features: raise it with any change of what follows, since fitted references are stored under it."""
+
 LEADING = 32
+BROAD = 128
 PRODUCTS_OF = 24
 BANDS = 8
 FOURIER_DIRECTIONS = 32
@@ -31,6 +36,7 @@ FLAT = 1e-6
 ROWS_AT_ONCE = 4096
 GROUPS = (
     "leading directions",
+    "broad directions",
     "remaining directions",
     "second moments",
     "band energies",
@@ -41,7 +47,7 @@ GROUPS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FeatureMap:
-    """What was learned: from embeddings (n, width) to standardised features (n, features), group after group.
+    """What was learned: from embeddings (n, width) to standardised features (n, features), see `columns`.
 
     Attributes:
         centre: mean of the embeddings, shape (width,), in their units.
@@ -63,15 +69,16 @@ class FeatureMap:
     breadth: Floats
 
 
-def learn(values: Floats, generator: np.random.Generator) -> FeatureMap:
+def learn(values: Floats, generator: np.random.Generator, most: int | None = None) -> FeatureMap:
     """Learn axes, whitening, bandwidths and the features' scales.
 
     Args:
         values: embeddings, shape (n, width), finite.
         generator: source of randomness, for the frequencies.
+        most: directions to learn at most, all that vary without it.
     """
     centre = values.mean(axis=0)
-    axes, whitening = _whiten(values - centre)
+    axes, whitening = _whiten(values - centre, most)
     used = min(FOURIER_DIRECTIONS, len(whitening))
     white = (values - centre) @ (axes / whitening)[:, :used]
     typical = float(np.sqrt(2 * np.median(np.square(white).sum(axis=1)))) or 1.0
@@ -93,10 +100,10 @@ def learn(values: Floats, generator: np.random.Generator) -> FeatureMap:
     )
 
 
-def _whiten(centred: Floats) -> tuple[Singles, Singles]:
+def _whiten(centred: Floats, most: int | None) -> tuple[Singles, Singles]:
     """Give orthonormal axes (width, rank), leading first, and regularised standard deviations (rank,)."""
     spread, axes = eigh(centred.T @ centred / len(centred))
-    kept = np.flatnonzero(spread > RANK_TOLERANCE * max(spread[-1], 0.0))[::-1]
+    kept = np.flatnonzero(spread > RANK_TOLERANCE * max(spread[-1], 0.0))[::-1][:most]
     spread, axes = spread[kept], axes[:, kept]
     if len(kept):
         axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(len(kept))])
@@ -116,7 +123,7 @@ def map_features(learned: FeatureMap, values: NDArray[Any]) -> Singles:
 def _groups(
     centre: Floats, axes: Singles, whitening: Singles, frequencies: Singles, values: NDArray[Any]
 ) -> list[Singles]:
-    """Give the raw features of every group in the order of GROUPS, each (n, features of the group)."""
+    """Give the raw features part by part: all directions, products, energies, waves; each (n, features)."""
     centred = (values - centre).astype(np.float32)
     along = centred @ axes
     white = along / whitening
@@ -129,8 +136,7 @@ def _groups(
         energies = np.concatenate([energies, outside], axis=1)
     waves = [white[:, : len(some)] @ some for some in frequencies]
     return [
-        white[:, :LEADING],
-        white[:, LEADING:],
+        white,
         white[:, i] * white[:, j],
         np.log(energies + ENERGY_FLOOR),
         *(np.concatenate([np.cos(wave), np.sin(wave)], axis=1) for wave in waves),
@@ -148,12 +154,14 @@ def _pairs(rank: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
 
 def columns(shape: tuple[int, ...]) -> list[slice]:
-    """Tell which features belong to each of GROUPS, for axes of a shape (width, rank)."""
+    """Tell which features belong to each of GROUPS, for axes of a shape (width, rank); those of directions overlap."""
     width, rank = shape
-    leading, bands = min(LEADING, rank), len(_edges(rank)) + (rank < width)
-    counts = (leading, rank - leading, len(_pairs(rank)[0]), bands, *(2 * FREQUENCIES for _ in BANDWIDTHS))
-    ends = np.cumsum(counts)
-    return [slice(int(end) - count, int(end)) for end, count in zip(ends, counts, strict=True)]
+    bands = len(_edges(rank)) + (rank < width)
+    counts = (len(_pairs(rank)[0]), bands, *(2 * FREQUENCIES for _ in BANDWIDTHS))
+    ends = rank + np.cumsum(counts)
+    leading, broad = min(LEADING, rank), min(BROAD, rank)
+    others = [slice(int(end) - count, int(end)) for end, count in zip(ends, counts, strict=True)]
+    return [slice(0, leading), slice(0, broad), slice(leading, rank), *others]
 
 
 def _breadth(features: Singles) -> float:

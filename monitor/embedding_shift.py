@@ -1,12 +1,14 @@
 """Two-sample test of embeddings against a reference fitted once: what moved, mean, spread, mixture or texture?
 
-Learning features on data that take no part in the permutation test, so that its p-value stays exact, is
-Kübler et al.'s (2022, a witness two-sample test); random Fourier features are Rahimi and Recht's (2007);
-the maximum over studentised groups with one p-value is Westfall and Young's (1993).
+Its p-value is exact either way: a reference fitted beforehand learns features on patients who take no part in the
+permutations (Kübler et al. 2022, a witness two-sample test); a comparison of two samples at hand learns them from
+both, unlabelled, so that they are the same for every relabelling. Random Fourier features are Rahimi and Recht's
+(2007); the maximum over studentised groups with one p-value is Westfall and Young's (1993).
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.embedding_features import FLAT, GROUPS, FeatureMap, chunks, columns, learn, map_features
+from monitor.embedding_features import FLAT, GROUPS, VERSION, FeatureMap, chunks, columns, learn, map_features
 from monitor.permutations import p_value
 
 Floats = NDArray[np.float64]
@@ -22,6 +24,7 @@ Singles = NDArray[np.float32]
 
 LEAST_PATIENTS = 4
 STUDIES_TO_LEARN_FROM = 20_000
+PATIENTS_A_DIRECTION = 3  # with as many directions as patients, whitening puts every relabelling equally far
 SINGLE_ROUNDING = 1e-4  # of a distance: relabellings that are the same must count as reached
 
 
@@ -103,22 +106,43 @@ def fit_reference(values: NDArray[Any], patients: NDArray[Any], *, generator: np
     if len(teaching) > STUDIES_TO_LEARN_FROM:
         teaching = np.sort(generator.choice(teaching, STUDIES_TO_LEARN_FROM, replace=False))
     learned = learn(np.asarray(values[teaching], dtype=np.float64), generator)
-    owned = np.unique(owners[rest], return_inverse=True)[1]
-    sums = np.zeros((len(keys) - int(learns.sum()), len(learned.middle)), dtype=np.float32)
+    return _map_reference(learned, keys[learns], values[rest], keys[owners[rest]])
+
+
+def _map_reference(
+    learned: FeatureMap, learned_from: NDArray[Any], values: NDArray[Any], patients: NDArray[Any]
+) -> Reference:
+    """Map studies, in order of their patients, and keep their sums by patient."""
+    keys, owners = np.unique(patients, return_inverse=True)
+    sums = np.zeros((len(keys), len(learned.middle)), dtype=np.float32)
     squares = np.zeros(len(learned.middle))
-    for rows in chunks(len(rest)):
-        features = map_features(learned, values[rest[rows]])
-        ids, starts = np.unique(owned[rows], return_index=True)
+    for rows in chunks(len(values)):
+        features = map_features(learned, values[rows])
+        ids, starts = np.unique(owners[rows], return_index=True)
         sums[ids] += np.add.reduceat(features, starts, axis=0)
         squares += np.square(features, dtype=np.float64).sum(axis=0)
     return Reference(
         learned=learned,
-        learned_from=keys[learns],
-        patients=keys[~learns],
-        sizes=np.bincount(owned).astype(np.float64),
+        learned_from=learned_from,
+        patients=keys,
+        sizes=np.bincount(owners).astype(np.float64),
         sums=sums,
-        variance=squares / len(rest) - (sums.sum(axis=0, dtype=np.float64) / len(rest)) ** 2,
+        variance=squares / len(values) - (sums.sum(axis=0, dtype=np.float64) / len(values)) ** 2,
     )
+
+
+def name_reference(values: NDArray[Any], patients: NDArray[Any], *, seed: int) -> str:
+    """Name what `fit_reference` gives for a generator of this seed: one content, seed and version, one name.
+
+    Args:
+        values: embeddings, shape (n, width).
+        patients: key of each row's patient, shape (n,).
+        seed: of the generator.
+    """
+    digest = hashlib.sha256(f"{VERSION} {seed} {values.shape} {values.dtype} {patients.dtype}".encode())
+    for array in (values, patients):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def test_shift(
@@ -169,7 +193,8 @@ def test_shift(
     before, now = sides[:, : len(staying)], sides[:, len(staying) :]
     sizes = np.concatenate([reference.sizes[staying], np.bincount(owners).astype(np.float64)])
     moved_before, total_before = _add_up_reference(reference, staying, before)
-    moved_now, total_now, squares = _add_up_window(reference.learned, values[studies], owners, now)
+    kept = values if len(studies) == len(values) else values[studies]  # a copy of a million rows is not free
+    moved_now, total_now, squares = _add_up_window(reference.learned, kept, owners, now)
     moved, total = moved_before + moved_now, total_before + total_now
     counts = (sides @ sizes)[:, None]
     differences = moved / counts - (total - moved) / (sizes.sum() - counts)
@@ -185,11 +210,29 @@ def permutation_shift(
     permutations: int,
     generator: np.random.Generator,
 ) -> tuple[float, float, float]:
-    """Fit the rows that are not current and test the others; returns statistic, effect and p-value.
+    """Learn the features from both sides, unlabelled, and test one against the other.
 
-    Arguments as `monitor.kernels.permutation_mmd`, errors as `fit_reference` and `test_shift`.
+    What is learned is the same for every relabelling, so that the p-value stays exact, and no patient is spent on
+    learning alone: this sees more than `fit_reference` and `test_shift`, but nothing of it can be fitted before.
+
+    Arguments as `monitor.kernels.permutation_mmd`.
+
+    Returns: statistic, effect and p-value.
+
+    Raises:
+        TooFewPatients: fewer than 4 patients on a side.
+        ValueError: shapes that do not fit, or values that are not finite.
     """
-    reference = fit_reference(values[~is_current], patients[~is_current], generator=generator)
+    _check(values, patients)
+    order = np.argsort(patients, kind="stable")
+    teaching = order
+    if len(order) > STUDIES_TO_LEARN_FROM:
+        teaching = np.sort(generator.choice(order, STUDIES_TO_LEARN_FROM, replace=False))
+    rest = order[~is_current[order]]
+    _need(len(np.unique(patients[rest])), LEAST_PATIENTS, "the reference")
+    most = max(1, len(np.unique(patients)) // PATIENTS_A_DIRECTION)
+    learned = learn(np.asarray(values[teaching], dtype=np.float64), generator, most)
+    reference = _map_reference(learned, patients[:0], values[rest], patients[rest])
     window = (values[is_current], patients[is_current])
     shift = test_shift(reference, *window, permutations=permutations, generator=generator)
     return shift.statistic, shift.effect, shift.p_value

@@ -9,12 +9,26 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from monitor.calibration import (
+    BINS,
+    bin_by_mass,
+    bin_by_width,
+    brier_terms,
+    calibrate_in_the_large,
+    debiased_calibration_error,
+    recalibrate,
+    split_brier,
+    spread_over_bins,
+)
 from monitor.cohorts import Cohort
-from monitor.intervals import Estimate, Floats, Form, replicate
+from monitor.delong import hanley_mcneil
+from monitor.intervals import Estimate, Floats, Form, replicate, sum_by_patient
 from monitor.tasks import TASKS
 
 THRESHOLD = 0.5
-BINS = 10
+
+RankStatistic = tuple[NDArray[np.intp], Callable[[Floats], Floats]]
+"""An order of the studies, and a statistic (b,) of their weights (b, n) in that order."""
 
 
 class Basis(StrEnum):
@@ -31,9 +45,8 @@ class Basis(StrEnum):
 class Answers:
     """What was said about one finding, and what was true.
 
-    ``scores`` (n,); ``said`` (n,) 1 where the model says yes; ``labels`` (n,) 1, 0 or NaN, or (b, n)
-    probabilities that differ among resamples; ``patients`` (n,) column of each study's patient in
-    the bootstrap's counts.
+    ``scores`` (n,); ``said`` (n,) 1 where the model says yes; ``labels`` (n,) 1, 0 or NaN; ``patients``
+    (n,) column of each study's patient in the bootstrap's counts.
     """
 
     finding: str
@@ -65,17 +78,33 @@ class Answers:
         return len(np.unique(self.patients))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measure:
-    """One figure: how it is computed from answers and weights (b, n), and how its interval is formed.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sums:
+    """A figure that depends on weighted sums over studies: ``terms`` (n, k), ``combine`` from (b, k) to (b,).
 
-    ``parts`` (b, parts) are given where the figure is the sum of their absolute values.
+    ``parts`` (b, k) to (b, parts) are given where the figure is their norm of that ``order``; a ``value``
+    where the figure itself is not the combination of the unweighted sums.
     """
 
-    compute: Callable[[Answers, Floats], Floats]
+    terms: Floats
+    combine: Callable[[Floats], Floats]
+    parts: Callable[[Floats], Floats] | None = None
+    order: int = 1
+    value: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """One figure: how its interval is formed, and how it is computed from answers.
+
+    By ``sums``, so that a resample of patients costs one row of a matrix product; or, for a rank statistic,
+    by ``rank`` from answers and weights (b, n).
+    """
+
     form: Form
     basis: Basis
-    parts: Callable[[Answers, Floats], Floats] | None = None
+    sums: Callable[[Answers], Sums] | None = None
+    rank: Callable[[Answers], RankStatistic] | None = None
 
 
 def answers_of(cohort: Cohort, patients: NDArray[np.intp] | None = None) -> tuple[Answers, ...]:
@@ -104,22 +133,29 @@ def answers_of(cohort: Cohort, patients: NDArray[np.intp] | None = None) -> tupl
 def fast_auroc(scores: Floats, labels: Floats, weights: Floats | None = None) -> Floats:
     """Measure the AUROC under many weightings at once; shape (b,), NaN where a class has no weight.
 
-    ``scores`` (n,); ``labels`` (n,) or (b, n), 0 or 1, or probabilities of 1; ``weights`` (b, n), ones
-    if left out. Mann-Whitney's statistic, ties counted half; a study is never compared with itself,
-    so that probabilities give the expected area.
+    ``scores`` (n,); ``labels`` (n,) of 0 and 1; ``weights`` (b, n), ones if left out. Mann-Whitney's
+    statistic, ties counted half.
     """
-    weights = np.ones((1, len(scores))) if weights is None else weights
-    if not len(scores):
-        return np.full(len(weights), np.nan)
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf) > 0)
-    heavy, truth = weights[:, order], labels[..., order]
-    yes = heavy * truth
-    no = heavy - yes
-    alone = np.einsum("bn,bn->b", yes, no)
-    yes, no = np.add.reduceat(yes, starts, axis=1), np.add.reduceat(no, starts, axis=1)
-    wins = np.einsum("bn,bn->b", yes, np.cumsum(no, axis=1) - no / 2)
-    return _divide(wins - alone / 2, yes.sum(axis=1) * no.sum(axis=1) - alone)
+    order, statistic = rank_auroc(scores, labels)
+    return statistic(np.ones((1, len(scores))) if weights is None else weights[:, order])
+
+
+def rank_auroc(scores: Floats, labels: Floats) -> RankStatistic:
+    """Sort once for the AUROC: an order of the studies, and the statistic of weights (b, n) in that order."""
+    negative, positive = np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)
+    negative = negative[np.argsort(scores[negative])]
+    ranked = scores[negative]
+    lower, upto = (np.searchsorted(ranked, scores[positive], side=side) for side in ("left", "right"))
+    tied, m = bool((lower != upto).any()), len(negative)
+
+    def statistic(weights: Floats) -> Floats:
+        below = np.zeros((len(weights), m + 1))
+        np.cumsum(weights[:, :m], axis=1, out=below[:, 1:])
+        beaten = (below[:, lower] + below[:, upto]) / 2 if tied else below[:, lower]
+        yes = weights[:, m:]
+        return _divide(np.einsum("bn,bn->b", yes, beaten), yes.sum(axis=1) * below[:, -1])
+
+    return np.concatenate([negative, positive]), statistic
 
 
 def fast_average_precision(scores: Floats, labels: Floats, weights: Floats | None = None) -> Floats:
@@ -127,82 +163,126 @@ def fast_average_precision(scores: Floats, labels: Floats, weights: Floats | Non
 
     Arguments as for ``fast_auroc``. The step-wise sum over distinct scores, without interpolation, as scikit-learn's.
     """
-    weights = np.ones((1, len(scores))) if weights is None else weights
-    if not len(scores):
-        return np.full(len(weights), np.nan)
+    order, statistic = rank_average_precision(scores, labels)
+    return statistic(np.ones((1, len(scores))) if weights is None else weights[:, order])
+
+
+def rank_average_precision(scores: Floats, labels: Floats) -> RankStatistic:
+    """Sort once for the average precision: an order of the studies, and the statistic of weights in that order."""
     order = np.argsort(-scores, kind="stable")
     starts = np.flatnonzero(np.diff(scores[order], prepend=np.inf) < 0)
-    heavy = weights[:, order]
-    gained = np.add.reduceat(heavy * labels[..., order], starts, axis=1)
-    called = np.cumsum(np.add.reduceat(heavy, starts, axis=1), axis=1)
-    precision = _divide(np.cumsum(gained, axis=1), called)
-    return _divide(np.einsum("bn,bn->b", gained, np.nan_to_num(precision)), gained.sum(axis=1))
+    truth = labels[order]
+
+    def statistic(weights: Floats) -> Floats:
+        if not len(starts):
+            return np.full(len(weights), np.nan)
+        gained = np.add.reduceat(weights * truth, starts, axis=1)
+        called = np.cumsum(np.add.reduceat(weights, starts, axis=1), axis=1)
+        precision = _divide(np.cumsum(gained, axis=1), called)
+        return _divide(np.einsum("bn,bn->b", gained, np.nan_to_num(precision)), gained.sum(axis=1))
+
+    return order, statistic
 
 
-def calibration_error(scores: Floats, labels: Floats, weights: Floats | None = None) -> Floats:
-    """Measure the expected calibration error over ten bins of equal width; shape (b,).
+def rate_terms(answers: Answers, name: str) -> tuple[Floats, Floats]:
+    """Give numerator and denominator (n,) of a rate; labels may be chances between 0 and 1."""
+    true, said, everyone = answers.labels, answers.said, np.ones_like(answers.said)
+    if name == "sensitivity":
+        return true * said, true
+    if name == "specificity":
+        return (1 - true) * (1 - said), 1 - true
+    if name == "selection_rate":
+        return said, everyone
+    if name == "brier":
+        return true * (1 - answers.scores) ** 2 + (1 - true) * answers.scores**2, everyone
+    return true * said + (1 - true) * (1 - said), everyone
 
-    Arguments as for ``fast_auroc``. Bins are [0, 0.1), …, [0.9, 1] (Guo et al. 2017): the weighted mean
-    distance between what was said and what was true in each.
-    """
-    weights = np.ones((1, len(scores))) if weights is None else weights
-    return np.asarray(np.abs(calibration_offsets(scores, labels, weights)).sum(axis=1))
+
+def _rate(name: str) -> Callable[[Answers], Sums]:
+    return lambda answers: Sums(
+        terms=np.stack(rate_terms(answers, name), axis=1), combine=lambda totals: _divide(totals[:, 0], totals[:, 1])
+    )
 
 
-def calibration_offsets(scores: Floats, labels: Floats, weights: Floats) -> Floats:
-    """Measure by how much each bin says too much, as a share of all studies; shape (b, bins)."""
-    bins = np.minimum((scores * BINS).astype(np.intp), BINS - 1)
-    member = (bins[:, None] == np.arange(BINS)).astype(np.float64)
-    off = np.stack([_total(weights, (scores - labels) * column) for column in member.T], axis=1)
-    return _divide(off, np.broadcast_to(weights.sum(axis=1, keepdims=True), off.shape))
+def _ece(answers: Answers) -> Sums:
+    off = spread_over_bins(answers.scores - answers.labels, bin_by_width(answers.scores))
+
+    def parts(totals: Floats) -> Floats:
+        return _divide(totals[:, :-1], np.broadcast_to(totals[:, -1:], totals[:, :-1].shape))
+
+    return Sums(
+        terms=np.concatenate([off, np.ones((len(off), 1))], axis=1),
+        combine=lambda totals: np.asarray(np.abs(parts(totals)).sum(axis=1)),
+        parts=parts,
+    )
+
+
+def _ece_debiased(answers: Answers) -> Sums:
+    scores, labels, bins = answers.scores, answers.labels, bin_by_mass(answers.scores)
+    columns = [spread_over_bins(values, bins) for values in (scores - labels, np.ones_like(scores))]
+
+    def parts(totals: Floats) -> Floats:
+        off, n = totals[:, :BINS], totals[:, BINS:]
+        return np.nan_to_num(_divide(off, np.sqrt(n * n.sum(axis=1, keepdims=True))))
+
+    return Sums(
+        terms=np.concatenate(columns, axis=1),
+        combine=lambda totals: np.asarray(np.sqrt((parts(totals) ** 2).sum(axis=1))),
+        parts=parts,
+        order=2,
+        value=debiased_calibration_error(scores, labels, answers.patients) if len(scores) else float("nan"),
+    )
+
+
+def _brier_part(part: int) -> Callable[[Answers], Sums]:
+    return lambda answers: Sums(
+        terms=brier_terms(answers.scores, answers.labels), combine=lambda totals: split_brier(totals)[part]
+    )
+
+
+def _slope(answers: Answers) -> Sums:
+    fit = recalibrate(answers.scores, answers.labels)
+    return (
+        _linear(float("nan"), np.zeros(len(answers.scores)))
+        if fit is None
+        else _linear(fit.slope, fit.influences[:, 1])
+    )
+
+
+def _intercept(answers: Answers) -> Sums:
+    if not len(answers.scores):
+        return _linear(float("nan"), answers.scores)
+    return _linear(*calibrate_in_the_large(answers.scores, answers.labels))
+
+
+def _linear(value: float, influences: Floats) -> Sums:
+    """Resample a fitted figure by the first-order effect of each study, which is what the sandwich variance does."""
+    return Sums(terms=influences[:, None], combine=lambda totals: value + totals[:, 0], value=value)
 
 
 MEASURES: dict[str, Measure] = {
-    "auroc": Measure(
-        compute=lambda a, w: fast_auroc(a.scores, a.labels, w),
-        form=Form.LOGIT,
-        basis=Basis.BOTH,
-    ),
-    "sensitivity": Measure(
-        compute=lambda a, w: _divide(_total(w, a.labels * a.said), _total(w, a.labels)),
-        form=Form.WILSON,
-        basis=Basis.POSITIVE,
-    ),
-    "specificity": Measure(
-        compute=lambda a, w: _divide(_total(w, (1 - a.labels) * (1 - a.said)), _total(w, 1 - a.labels)),
-        form=Form.WILSON,
-        basis=Basis.NEGATIVE,
-    ),
-    "accuracy": Measure(
-        compute=lambda a, w: _divide(_total(w, a.labels * a.said + (1 - a.labels) * (1 - a.said)), w.sum(axis=1)),
-        form=Form.WILSON,
-        basis=Basis.LABELLED,
-    ),
+    "auroc": Measure(form=Form.LOGIT, basis=Basis.BOTH, rank=lambda a: rank_auroc(a.scores, a.labels)),
+    "sensitivity": Measure(form=Form.WILSON, basis=Basis.POSITIVE, sums=_rate("sensitivity")),
+    "specificity": Measure(form=Form.WILSON, basis=Basis.NEGATIVE, sums=_rate("specificity")),
+    "accuracy": Measure(form=Form.WILSON, basis=Basis.LABELLED, sums=_rate("accuracy")),
     "average_precision": Measure(
-        compute=lambda a, w: fast_average_precision(a.scores, a.labels, w),
-        form=Form.LOGIT,
-        basis=Basis.BOTH,
+        form=Form.LOGIT, basis=Basis.BOTH, rank=lambda a: rank_average_precision(a.scores, a.labels)
     ),
-    "brier": Measure(
-        compute=lambda a, w: _divide(
-            _total(w, a.labels * (1 - a.scores) ** 2 + (1 - a.labels) * a.scores**2), w.sum(axis=1)
-        ),
-        form=Form.LOG,
-        basis=Basis.LABELLED,
-    ),
-    "ece": Measure(
-        compute=lambda a, w: calibration_error(a.scores, a.labels, w),
-        form=Form.DISTANCE,
-        basis=Basis.LABELLED,
-        parts=lambda a, w: calibration_offsets(a.scores, a.labels, w),
-    ),
-    "selection_rate": Measure(
-        compute=lambda a, w: _divide(_total(w, a.said), w.sum(axis=1)),
-        form=Form.WILSON,
-        basis=Basis.EVERYONE,
-    ),
+    "brier": Measure(form=Form.LOG, basis=Basis.LABELLED, sums=_rate("brier")),
+    "brier_reliability": Measure(form=Form.LOG, basis=Basis.LABELLED, sums=_brier_part(0)),
+    "brier_resolution": Measure(form=Form.NORMAL, basis=Basis.LABELLED, sums=_brier_part(1)),
+    "brier_uncertainty": Measure(form=Form.NORMAL, basis=Basis.LABELLED, sums=_brier_part(2)),
+    "ece": Measure(form=Form.DISTANCE, basis=Basis.LABELLED, sums=_ece),
+    "ece_debiased": Measure(form=Form.DISTANCE, basis=Basis.LABELLED, sums=_ece_debiased),
+    "calibration_slope": Measure(form=Form.NORMAL, basis=Basis.BOTH, sums=_slope),
+    "calibration_intercept": Measure(form=Form.NORMAL, basis=Basis.BOTH, sums=_intercept),
+    "selection_rate": Measure(form=Form.WILSON, basis=Basis.EVERYONE, sums=_rate("selection_rate")),
 }
-"""What can be said about one finding, by name; all but ``selection_rate`` need labels."""
+"""What can be said about one finding, by name; all but ``selection_rate`` need labels.
+
+``ece`` is the common figure, ``ece_debiased`` the one without what chance adds. ``calibration_intercept`` is that
+in the large, with the slope held at 1.
+"""
 
 
 def estimate(answers: Answers, names: Sequence[str], counts: Floats) -> dict[str, Estimate]:
@@ -211,19 +291,26 @@ def estimate(answers: Answers, names: Sequence[str], counts: Floats) -> dict[str
     for everyone in (True, False):
         wanted = [name for name in names if (MEASURES[name].basis is Basis.EVERYONE) is everyone]
         part = answers if everyone else answers.carrying(Basis.LABELLED)
-        if not wanted:
-            continue
-        replicates = replicate(compute_all(part, wanted), counts, part.patients)
-        values = compute_all(part, wanted)(np.ones((1, len(part.scores))))[0]
-        for column, name in enumerate(wanted):
-            figure = _estimate(name, part, float(values[column]), replicates[:, column])
-            found[name] = replace(figure, distances=_distances(MEASURES[name], part, counts))
+        found |= _estimate_sums(part, [name for name in wanted if MEASURES[name].sums], counts)
+        found |= {name: _estimate_rank(part, name, counts) for name in wanted if MEASURES[name].rank}
     return {name: found[name] for name in names}
 
 
-def compute_all(answers: Answers, names: Sequence[str]) -> Callable[[Floats], Floats]:
-    """Give the function of weights (b, n) that computes the named measures; its result is (b, names)."""
-    return lambda weights: np.stack([MEASURES[name].compute(answers, weights) for name in names], axis=1)
+def describe(answers: Answers, name: str, value: float) -> Estimate:
+    """Set a figure beside what it rests on, or say why it does not exist; without any resampling yet."""
+    measure = MEASURES[name]
+    reason = explain_missing(answers, measure.basis)
+    if not reason and np.isnan(value):
+        reason = f"the score separates the studies with and without {answers.finding}"
+    patients, informative = _independent(answers, name)
+    return Estimate(
+        value=None if reason else value,
+        form=measure.form,
+        studies=len(answers.carrying(measure.basis).scores),
+        patients=patients,
+        informative=informative,
+        reason=reason,
+    )
 
 
 def explain_missing(answers: Answers, basis: Basis) -> str:
@@ -239,26 +326,49 @@ def explain_missing(answers: Answers, basis: Basis) -> str:
     return ""
 
 
-def _estimate(name: str, answers: Answers, value: float, replicates: Floats) -> Estimate:
-    measure = MEASURES[name]
-    reason = explain_missing(answers, measure.basis)
-    carrying = answers.carrying(measure.basis)
-    patients, informative = _independent(answers, name)
-    return Estimate(
-        value=None if reason else value,
-        replicates=replicates,
-        form=measure.form,
-        studies=len(carrying.scores),
-        patients=patients,
-        informative=informative,
-        reason=reason,
+def _estimate_sums(answers: Answers, names: Sequence[str], counts: Floats) -> dict[str, Estimate]:
+    """Estimate all measures that are sums from one table a patient, so that counts are read once."""
+    sums = [made for name in names if (made := MEASURES[name].sums)]
+    prepared = [make(answers) for make in sums]
+    if not prepared:
+        return {}
+    table = sum_by_patient(np.concatenate([one.terms for one in prepared], axis=1), answers.patients, counts.shape[1])
+    present = np.unique(answers.patients)
+    resampled = counts[:, present] @ table[present] if 4 * len(present) < len(table) else counts @ table
+    totals = np.concatenate([table.sum(axis=0, keepdims=True), resampled])
+    ends = np.cumsum([one.terms.shape[1] for one in prepared])
+    return {
+        name: _combine(answers, name, one, own)
+        for name, one, own in zip(names, prepared, np.split(totals, ends[:-1], axis=1), strict=True)
+    }
+
+
+def _combine(answers: Answers, name: str, sums: Sums, totals: Floats) -> Estimate:
+    """Make an estimate from totals (1 + b, k), the first row without resampling."""
+    values = sums.combine(totals)
+    distances = None
+    if sums.parts is not None and len(answers.scores):
+        parts = sums.parts(totals)
+        distances = np.linalg.norm(parts[1:] - parts[0], ord=sums.order, axis=1)
+    figure = describe(answers, name, float(values[0]) if sums.value is None else sums.value)
+    return replace(figure, replicates=values[1:], distances=distances)
+
+
+def _estimate_rank(answers: Answers, name: str, counts: Floats) -> Estimate:
+    rank = MEASURES[name].rank
+    assert rank is not None
+    order, statistic = rank(answers)
+    value = statistic(np.ones((1, len(order))))[0]
+    return replace(
+        describe(answers, name, float(value)),
+        replicates=replicate(statistic, counts, answers.patients[order]),
     )
 
 
 def _independent(answers: Answers, name: str) -> tuple[int, float]:
     """Count the patients that limit a figure, and the yes/no answers it is worth at 0 or 1.
 
-    For an area that is Hanley and McNeil's variance (1982) at the bound, with patients as units.
+    For an area that is Hanley and McNeil's variance at the bound, with patients as units.
     """
     basis = MEASURES[name].basis
     if basis is not Basis.BOTH:
@@ -266,20 +376,7 @@ def _independent(answers: Answers, name: str) -> tuple[int, float]:
         return patients, float(patients)
     yes, no = (answers.carrying(side).count_patients() for side in (Basis.POSITIVE, Basis.NEGATIVE))
     fewest = min(yes, no)
-    return fewest, yes * no / (1 + (yes + no - 2) / 4) if name == "auroc" and fewest else float(yes)
-
-
-def _distances(measure: Measure, answers: Answers, counts: Floats) -> Floats | None:
-    if measure.parts is None or not len(answers.scores):
-        return None
-    parts = measure.parts
-    measured = parts(answers, np.ones((1, len(answers.scores))))
-    resampled = replicate(lambda weights: parts(answers, weights), counts, answers.patients)
-    return np.asarray(np.abs(resampled - measured).sum(axis=1))
-
-
-def _total(weights: Floats, values: Floats) -> Floats:
-    return weights @ values if values.ndim == 1 else np.einsum("bn,bn->b", weights, values)
+    return fewest, hanley_mcneil(yes, no) if name == "auroc" else float(yes)
 
 
 def _divide(over: Floats, under: Floats) -> Floats:

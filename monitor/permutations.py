@@ -8,6 +8,36 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 
+def sides_by_patient(
+    patients: NDArray[np.intp], is_current: NDArray[np.bool_]
+) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Count the studies of each patient, and tell who is current; both of shape (P,).
+
+    Args:
+        patients: patient number 0 … P-1 of each study, shape (n,).
+        is_current: side of each study, shape (n,).
+
+    Raises:
+        ValueError: fewer than two patients on a side.
+    """
+    current = np.zeros(int(patients.max()) + 1, dtype=np.bool_)
+    current[patients[is_current]] = True
+    if min(current.sum(), (~current).sum()) < 2:
+        raise ValueError(f"{current.sum()} of {len(current)} patients are current; each side needs two")
+    return np.bincount(patients), current
+
+
+def relabel_patients(
+    current: NDArray[np.bool_], permutations: int, generator: np.random.Generator
+) -> NDArray[np.bool_]:
+    """Give who is current, shape (permutations + 1, P); row 0 as observed, each other an even draw of as many."""
+    sides = np.empty((permutations + 1, len(current)), dtype=np.bool_)
+    sides[0] = current
+    for side in sides[1:]:
+        side[:] = current[np.argsort(generator.random(len(current)))]
+    return sides
+
+
 def contrasts(sizes: Floats, current: NDArray[np.bool_], permutations: int, generator: np.random.Generator) -> Floats:
     """Give the weights that turn sums by patient into "mean of current minus mean of reference".
 
@@ -19,8 +49,7 @@ def contrasts(sizes: Floats, current: NDArray[np.bool_], permutations: int, gene
 
     Returns: shape (permutations + 1, P); row 0 is as observed.
     """
-    order = np.argsort(generator.random((permutations, len(current))), axis=1)
-    sides = np.concatenate([current[None, :], current[order]]).astype(np.float64)
+    sides = relabel_patients(current, permutations, generator).astype(np.float64)
     return sides / (sides @ sizes)[:, None] - (1 - sides) / ((1 - sides) @ sizes)[:, None]
 
 

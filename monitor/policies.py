@@ -32,6 +32,10 @@ class DriftPolicy(BaseModel):
     tolerated_loss: float = Field(0.05, gt=0, lt=1, description="a sure loss of this size asks for action")
     stop_loss: float = Field(0.15, gt=0, lt=1, description="a sure loss of this size asks to stop using the model")
     minimum_effect: float = Field(0.1, ge=0, description="smallest standardised effect that counts as drift")
+    effect_quantile: float = Field(
+        0.9, ge=0.5, lt=1, description="part of the reference's own stretches whose effects stay below what counts"
+    )
+    warm_up: int = Field(50, ge=0, description="quiet windows join the comparison set up to so many times their size")
     permutations: int = Field(999, ge=99)
     resamples: int = Field(1000, ge=100, description="patient-level bootstrap resamples for intervals")
     level: float = Field(0.95, gt=0.5, lt=1)

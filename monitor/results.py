@@ -140,7 +140,9 @@ class Harm:
     """Loss of performance against the reference: reference minus current, so that > 0 is worse.
 
     ``low`` and ``high`` bound this loss at ``level``. ``sure`` says that there is a loss beyond chance over
-    all losses measured in the window from the same source, and is the stricter for it.
+    all losses measured in the window from the same source, and is the stricter for it. ``past_error`` is the
+    standard deviation of the estimator's earlier errors that the interval contains; ``assumptions`` names what an
+    estimate rests on and that does not seem to hold.
     """
 
     window: Window
@@ -156,6 +158,8 @@ class Harm:
     sure: bool
     n: int
     reason: str
+    past_error: float = 0.0
+    assumptions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

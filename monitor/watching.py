@@ -4,36 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from monitor.attribution import attribute_drift
 from monitor.cohorts import Cohort, Window
-from monitor.detectors import NotEnoughData, Outcome, Sample, compare, is_constant
+from monitor.comparisons import Background, Question, answer, list_questions
+from monitor.detectors import Outcome, is_constant
 from monitor.harm import headline_harm, measure_harm
 from monitor.multiplicity import holm_thresholds
 from monitor.performance import evaluate
 from monitor.policies import DriftPolicy
-from monitor.results import DriftKind, DriftResult, Verdict, WindowReport
+from monitor.results import DriftResult, Verdict, WindowReport
 from monitor.subgroups import measure_gaps
 
 Tell = Callable[[str], None]
 CONSTANT = "every study of the window has the same embedding: is preprocessing upstream broken?"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Question:
-    """One comparison to be made: a detector on a feature of both sides."""
-
-    detector: str
-    kind: DriftKind
-    feature: str
-    reference: Sample
-    current: Sample
 
 
 def watch_window(  # noqa: PLR0913 - a visit needs both sides, whose they are, and the rules
@@ -44,21 +32,27 @@ def watch_window(  # noqa: PLR0913 - a visit needs both sides, whose they are, a
     model_version: str,
     window: Window,
     policy: DriftPolicy,
+    background: Background | None = None,
     progress: Tell = lambda what: None,
 ) -> WindowReport:
     """Compare a window with the reference: drift of every kind, performance, gaps, harm and attribution.
 
     All p-values of the window are corrected together (Holm), so that ``policy.drift_alpha(window)`` is the
-    false-alarm probability of the whole window. The same cohorts and policy give the same report.
+    false-alarm probability of the whole window. Drift is measured against the ``background``, without one against the
+    reference with the policy's least effect; performance, gaps and harm always against the reference. The same
+    cohorts, background and policy give the same report.
     """
+    background = background or Background(cohort=reference)
     generator = np.random.default_rng([policy.seed, int(hashlib.sha256(window.key.encode()).hexdigest()[:8], 16)])
-    results = _detect(reference, current, window, policy, generator, progress)
+    results = _detect(background, current, window, policy, generator, progress)
     progress("performance")
     evaluation = evaluate(current, name=window.key, model_version=model_version, policy=policy, generator=generator)
     progress("subgroups")
     gaps = measure_gaps(reference, current, window=window, policy=policy, generator=generator)
     progress("harm")
-    harms = measure_harm(reference, current, window=window, policy=policy, generator=generator)
+    harms = measure_harm(
+        reference, current, window=window, policy=policy, generator=generator, history=background.errors
+    )
     contributions = attribute_drift(reference, current, window=window)
     report = WindowReport(
         model=model,
@@ -86,158 +80,74 @@ def headline_verdict(results: Sequence[DriftResult]) -> Verdict:
 
 
 def _detect(
-    reference: Cohort,
+    background: Background,
     current: Cohort,
     window: Window,
     policy: DriftPolicy,
     generator: np.random.Generator,
     progress: Tell,
 ) -> tuple[DriftResult, ...]:
-    questions = list(_questions(reference, current, policy))
-    answers: list[Outcome | str] = []
+    questions = list(list_questions(background.cohort, current, policy))
+    found: list[Outcome | str] = []
     alpha = policy.drift_alpha(window)
     # Holm's first step needs p-values below alpha / m, which so many permutations can reach.
     enough = max(policy.permutations, math.ceil(5 * len(questions) / alpha))
     for question in questions:
         progress(f"{question.detector} on {question.feature}")
-        answers.append(_answer(question, enough, policy, generator))
-    outcomes = [answer for answer in answers if isinstance(answer, Outcome)]
-    thresholds = iter(holm_thresholds([outcome.p_value for outcome in outcomes], alpha))
+        found.append(answer(question, enough, policy, generator))
+    thresholds = iter(holm_thresholds([outcome.p_value for outcome in found if isinstance(outcome, Outcome)], alpha))
     return tuple(
-        _judge(question, answer, next(thresholds), window, policy)
-        if isinstance(answer, Outcome)
-        else _no_answer(question, answer, window, policy)
-        for question, answer in zip(questions, answers, strict=True)
-    )
-
-
-def _questions(reference: Cohort, current: Cohort, policy: DriftPolicy) -> Iterator[_Question]:
-    def ask(detector: str, kind: DriftKind, feature: str, before: NDArray[Any], now: NDArray[Any]) -> _Question:
-        return _Question(
-            detector=detector,
-            kind=kind,
-            feature=feature,
-            reference=_known(before, reference.patient_key),
-            current=_known(now, current.patient_key),
+        _judge(
+            question,
+            outcome,
+            window,
+            threshold=next(thresholds) if isinstance(outcome, Outcome) else alpha,
+            least=background.least_effect(question, policy),
         )
-
-    if reference.embeddings is not None or current.embeddings is not None:
-        for name in policy.embedding_detectors:
-            if policy.alibi_detect or not name.startswith("alibi_"):
-                yield _Question(
-                    detector=name,
-                    kind=DriftKind.APPEARANCE,
-                    feature="embedding",
-                    reference=_embedded(reference),
-                    current=_embedded(current),
-                )
-    for name, column_now in current.image_statistics.items():
-        if name in reference.image_statistics:
-            yield ask("ks", DriftKind.APPEARANCE, f"image {name}", reference.image_statistics[name], column_now)
-    for column, finding in enumerate(current.findings):
-        sides = reference.scores[:, column], current.scores[:, column]
-        yield ask(policy.score_detector, DriftKind.BEHAVIOUR, f"score {finding}", *sides)
-    uncertainties = _entropy(reference.scores), _entropy(current.scores)
-    yield ask(policy.score_detector, DriftKind.BEHAVIOUR, "uncertainty", *uncertainties)
-    for name, column_now in current.attributes.items():
-        if name in reference.attributes and (not policy.acquisition or name in policy.acquisition + policy.case_mix):
-            kind = DriftKind.CASE_MIX if name in policy.case_mix else DriftKind.ACQUISITION
-            detector = "ks" if column_now.dtype.kind == "f" else "chi_square"
-            yield ask(detector, kind, name, reference.attributes[name], column_now)
-    labels = reference.binary_labels(), current.binary_labels()
-    for column, finding in enumerate(current.findings):
-        if not np.isnan(labels[1][:, column]).all():
-            sides = labels[0][:, column], labels[1][:, column]
-            yield ask("chi_square", DriftKind.CASE_MIX, f"prevalence {finding}", *sides)
-
-
-def _known(values: NDArray[Any], patients: NDArray[np.str_]) -> Sample:
-    """Leave out rows whose value is not known (yet)."""
-    if values.dtype.kind == "f":
-        known = ~np.isnan(values)
-        return Sample(values=values[known], patients=patients[known])
-    return Sample(values=values, patients=patients)
-
-
-def _embedded(cohort: Cohort) -> Sample:
-    """Give the embeddings; no rows for a cohort without images, so that its comparison answers NOT_ENOUGH_DATA."""
-    if cohort.embeddings is None:
-        return Sample(values=np.empty((0, 0)), patients=cohort.patient_key[:0])
-    return Sample(values=cohort.embeddings.astype(np.float64), patients=cohort.patient_key)
-
-
-def _entropy(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean binary entropy of each study's scores, in bits."""
-    p = np.clip(scores, 1e-12, 1 - 1e-12)
-    return np.asarray(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)).mean(axis=1))
-
-
-def _answer(
-    question: _Question, permutations: int, policy: DriftPolicy, generator: np.random.Generator
-) -> Outcome | str:
-    for side, sample in (("reference", question.reference), ("window", question.current)):
-        if (patients := len(np.unique(sample.patients))) < policy.minimum_patients:
-            return f"{patients} patients in the {side}, {policy.minimum_patients} needed"
-    try:
-        return compare(
-            question.detector, question.reference, question.current, permutations=permutations, generator=generator
-        )
-    except NotEnoughData as error:
-        return str(error)
-
-
-def _judge(question: _Question, outcome: Outcome, threshold: float, window: Window, policy: DriftPolicy) -> DriftResult:
-    significant = outcome.p_value <= threshold
-    large = outcome.effect >= policy.minimum_effect
-    told = f"{outcome.effect_name} {outcome.effect:.3f}, p = {outcome.p_value:.2g}"
-    if significant and not large:
-        told += f": surely there, but smaller than {policy.minimum_effect:g}, the least that counts"
-    return _result(
-        question,
-        window,
-        policy,
-        verdict=Verdict.DRIFT if significant and large else Verdict.NO_DRIFT,
-        statistic=outcome.statistic,
-        effect=outcome.effect,
-        effect_name=outcome.effect_name,
-        p_value=outcome.p_value,
-        threshold=threshold,
-        reason=told + _remark(question),
+        for question, outcome in zip(questions, found, strict=True)
     )
 
 
-def _no_answer(question: _Question, reason: str, window: Window, policy: DriftPolicy) -> DriftResult:
-    return _result(
-        question,
-        window,
-        policy,
-        verdict=Verdict.NOT_ENOUGH_DATA,
-        statistic=None,
-        effect=None,
-        effect_name="",
-        p_value=None,
-        threshold=policy.drift_alpha(window),
-        reason=reason,
-    )
-
-
-def _result(question: _Question, window: Window, policy: DriftPolicy, **figures: Any) -> DriftResult:
+def _judge(
+    question: Question, outcome: Outcome | str, window: Window, *, threshold: float, least: float
+) -> DriftResult:
+    """Write a comparison down with its verdict; a text is why it could not be made."""
     reference, current = question.reference, question.current
+    made = outcome if isinstance(outcome, Outcome) else None
     return DriftResult(
         window=window,
         detector=question.detector,
         kind=question.kind,
         feature=question.feature,
+        verdict=_verdict(made, threshold, least),
+        statistic=made.statistic if made else None,
+        effect=made.effect if made else None,
+        effect_name=made.effect_name if made else "",
+        p_value=made.p_value if made else None,
+        threshold=threshold,
         n_reference=len(reference),
         n_current=len(current),
         patients_reference=len(np.unique(reference.patients)),
         patients_current=len(np.unique(current.patients)),
-        least_effect=policy.minimum_effect,
-        **figures,
+        reason=outcome if isinstance(outcome, str) else _tell_outcome(outcome, threshold, least) + _remark(question),
+        least_effect=least,
     )
 
 
-def _remark(question: _Question) -> str:
+def _verdict(outcome: Outcome | None, threshold: float, least: float) -> Verdict:
+    if outcome is None:
+        return Verdict.NOT_ENOUGH_DATA
+    return Verdict.DRIFT if outcome.p_value <= threshold and outcome.effect >= least else Verdict.NO_DRIFT
+
+
+def _tell_outcome(outcome: Outcome, threshold: float, least: float) -> str:
+    told = f"{outcome.effect_name} {outcome.effect:.3f}, p = {outcome.p_value:.2g}"
+    if outcome.p_value <= threshold and outcome.effect < least:
+        told += f": surely there, but smaller than {least:.3g}, the least that counts"
+    return told
+
+
+def _remark(question: Question) -> str:
     """Say what a person should know beside the figures: everything alike, or a category that is new."""
     if is_constant(question.current):
         return f"; {CONSTANT}"

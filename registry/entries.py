@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+
+from monitor.alarms import AlarmState
+from monitor.cohorts import Window
 
 
 class RecordsError(ValueError):
@@ -90,3 +94,31 @@ class Look:
     digest: str
     run_id: str
     at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlarmEntry:
+    """Where a model's alarm stood after a window, under the version that was live in it.
+
+    ``joined`` says whether the studies of the window joined what later ones are compared with.
+    """
+
+    model: str
+    window: Window
+    version: str
+    joined: bool
+    state: AlarmState
+
+    @property
+    def open(self) -> bool:
+        """Tell whether an alarm is open after the window."""
+        return self.state.open_since is not None
+
+
+def windows_open(entries: Sequence[AlarmEntry], window: Window) -> int:
+    """Count the windows, up to and with this one, for which its alarm has been open; 0 if none is."""
+    here = next((entry for entry in entries if entry.window == window), None)
+    if here is None or here.state.open_since is None:
+        return 0
+    since = here.state.open_since
+    return sum(entry.state.open_since == since and entry.window.start <= window.start for entry in entries)

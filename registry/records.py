@@ -18,11 +18,12 @@ from monitor.cohorts import Window
 from monitor.results import WindowReport
 from registry.database import wal_is_safe
 from registry.decisions import GateDecision, Signature
-from registry.entries import ROLES, ChampionRecord, Look, RecordsError, StaleChampion, User
+from registry.entries import ROLES, AlarmEntry, ChampionRecord, Look, RecordsError, StaleChampion, User
 from registry.held_out import HeldOutCohort
 from registry.intake import Intake
 from registry.ledger import SYSTEM
 from registry.rows import (
+    AlarmRow,
     ChampionRow,
     DecisionRow,
     DriftResultRow,
@@ -80,6 +81,34 @@ class Records(Intake):
         with self._reading() as session:
             row = self._report_row(session, model, window)
             return None if row is None else row.value()
+
+    def save_alarm(self, entry: AlarmEntry, at: datetime) -> None:
+        """Keep where the alarm stands after a window; one raised in it, or closed since the last, is an event."""
+        with self._writing() as session:
+            row, known = AlarmRow.of(entry, at), self._alarm_rows(session, entry.model)
+            stored = known.get((row.window_start, row.window_end))
+            if stored is not None and stored.content == row.content:
+                return
+            earlier = [known[window] for window in sorted(known) if window[0] < row.window_start]
+            was_open = bool(earlier) and earlier[-1].open
+            session.add(row)
+            if row.open != was_open and (stored is None or stored.open != row.open):
+                state = entry.state
+                payload = {"version": entry.version, "log_evidence": state.log_evidence, "leading": state.leading}
+                self._append(
+                    session,
+                    at=at,
+                    kind="alarm.raised" if row.open else "alarm.closed",
+                    model=entry.model,
+                    subject=entry.window.key,
+                    payload=payload,
+                )
+
+    def alarms(self, model: str) -> list[AlarmEntry]:
+        """List where the alarm stood after every watched window, in order of time."""
+        with self._reading() as session:
+            rows = self._alarm_rows(session, model)
+            return [rows[window].value() for window in sorted(rows)]
 
     def save_plan(self, plan: AdaptationPlan, at: datetime) -> None:
         """Keep a plan, once."""
@@ -304,6 +333,10 @@ class Records(Intake):
             ReportRow.model == model, ReportRow.window_start == window.start, ReportRow.window_end == window.end
         )
         return session.exec(query.order_by(col(ReportRow.id).desc())).first()
+
+    def _alarm_rows(self, session: Session, model: str) -> dict[tuple[datetime, datetime], AlarmRow]:
+        query = select(AlarmRow).where(AlarmRow.model == model).order_by(col(AlarmRow.id))
+        return {(row.window_start, row.window_end): row for row in session.exec(query)}
 
 
 def _may_replace(known: RunRow, row: PlanRow | RunRow | DecisionRow) -> bool:

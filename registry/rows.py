@@ -21,7 +21,7 @@ from monitor.cohorts import Prediction, Window
 from monitor.results import DriftResult, WindowReport
 from registry.audit import Event, StoredEvent, canonical_json, stored_time
 from registry.decisions import GateDecision, Signature
-from registry.entries import BatchSummary, ChampionRecord, Look, QuarantinedRow, User
+from registry.entries import AlarmEntry, BatchSummary, ChampionRecord, Look, QuarantinedRow, User
 from registry.held_out import HeldOutCohort
 
 
@@ -294,6 +294,30 @@ class ReportRow(SQLModel, table=True):
         return _REPORT.validate_json(self.content)
 
 
+class AlarmRow(SQLModel, table=True):
+    """Where the alarm stood after one window; the newest row of a window is in force."""
+
+    __tablename__ = "alarms"
+    __table_args__ = (Index("alarms_by_window", "model", "window_start"),)
+    id: int | None = Field(default=None, primary_key=True)
+    model: str
+    window_start: datetime = utc_column()
+    window_end: datetime = utc_column()
+    open: bool
+    at: datetime = utc_column()
+    content: str
+
+    @classmethod
+    def of(cls, entry: AlarmEntry, at: datetime) -> Self:
+        """Copy an entry."""
+        columns: dict[str, Any] = {"window_start": entry.window.start, "window_end": entry.window.end}
+        return cls(model=entry.model, **columns, open=entry.open, at=at, content=to_json(entry))
+
+    def value(self) -> AlarmEntry:
+        """Give the entry back."""
+        return _ALARM.validate_json(self.content)
+
+
 class _Document(SQLModel):
     """A value kept whole as JSON, in order of ``number``."""
 
@@ -447,6 +471,7 @@ class LookRow(_Mirror, table=True):
 
 
 _REPORT = TypeAdapter(WindowReport)
+_ALARM = TypeAdapter(AlarmEntry)
 _PLAN = TypeAdapter(AdaptationPlan)
 _RUN = TypeAdapter(AdaptationRun)
 _DECISION = TypeAdapter(GateDecision)

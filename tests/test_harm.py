@@ -1,17 +1,18 @@
 """Harm against hand arithmetic, scikit-learn's logistic regression and simulation with a known loss."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from scipy.special import expit, logit
+from scipy.special import expit
 from scipy.stats import binom
-from sklearn.linear_model import LogisticRegression
 
 from monitor.cohorts import Cohort, Window
-from monitor.harm import HARM_MEASURES, apply_calibration, estimate_performance, fit_calibration, measure_harm
+from monitor.harm import HARM_MEASURES, measure_harm
 from monitor.performance import auroc, evaluate
 from monitor.policies import DriftPolicy
+from monitor.reconciliation import EstimationError
 from monitor.results import Harm, Source
 from monitor.tasks import Task
 
@@ -85,9 +86,8 @@ def test_labels_of_the_window_do_not_touch_the_estimate():
     reference, current = sample(rng, 150), sample(rng, 50, first=1000)
     blind = make_cohort(current.scores, np.full((50, 1), np.nan), first=1000)
     for name in HARM_MEASURES:
-        assert one(measure(reference, current), Source.ESTIMATED, name) == one(
-            measure(reference, blind), Source.ESTIMATED, name
-        )
+        seen, unseen = (one(measure(reference, side), Source.ESTIMATED, name) for side in (current, blind))
+        assert replace(seen, assumptions=()) == unseen
 
 
 def test_single_class_and_too_few_have_reasons():
@@ -158,54 +158,6 @@ def test_every_finding_of_a_multi_label_model_is_judged_by_its_own_labels():
     assert one(harms, Source.ESTIMATED, "auroc", "mass").loss is not None
 
 
-def test_platt_scaling_matches_scikit_learn_on_platts_targets():
-    rng = np.random.default_rng(7)
-    scores = rng.random(80)
-    labels = (rng.random(80) < scores**2).astype(float)
-    weights = np.stack([np.ones(80), rng.integers(0, 4, 80)]).astype(float)
-    fitted = fit_calibration(scores, labels, weights)
-    for row, (intercept, slope) in zip(weights, fitted, strict=True):
-        yes, no = row @ labels, row @ (1 - labels)
-        target = np.where(labels == 1, (yes + 1) / (yes + 2), 1 / (no + 2))
-        peer = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000)
-        x = logit(np.concatenate([scores, scores]))[:, None]
-        peer.fit(x, np.repeat([1, 0], 80), sample_weight=np.concatenate([row * target, row * (1 - target)]))
-        assert (intercept, slope) == pytest.approx((peer.intercept_[0], peer.coef_[0, 0]), abs=1e-5)
-    two_steps = fit_calibration(scores, labels, weights[1:], fitted[0])
-    assert two_steps[0] == pytest.approx(fitted[1], abs=0.02)
-
-
-@pytest.mark.parametrize(
-    ("scores", "labels"),
-    [
-        (np.r_[np.zeros(30), np.ones(30)], np.r_[np.zeros(30), np.ones(30)]),
-        (np.r_[np.zeros(30), np.ones(30)], np.r_[np.ones(30), np.zeros(30)]),
-        (np.full(60, 0.7), np.r_[np.ones(20), np.zeros(40)]),
-        (np.r_[np.full(59, 1e-9), 1], np.r_[np.ones(30), np.zeros(30)]),
-    ],
-    ids=["separated", "reversed", "constant", "outlier"],
-)
-def test_calibration_stays_finite_and_keeps_the_prevalence(scores, labels):
-    fitted = fit_calibration(scores, labels, np.ones((1, 60)))
-    chance = apply_calibration(fitted, scores)[0]
-    yes = labels.sum()
-    target = np.where(labels == 1, (yes + 1) / (yes + 2), 1 / (60 - yes + 2))
-    assert np.isfinite(chance).all()
-    assert chance.mean() == pytest.approx(target.mean(), abs=1e-6)
-
-
-def test_estimated_performance_is_an_evaluation_without_labels():
-    rng = np.random.default_rng(8)
-    reference, current = sample(rng, 300), sample(rng, 200, first=1000, labelled=False)
-    found = estimate_performance(
-        current, reference=reference, name="week", model_version="2", policy=POLICY, generator=rng
-    )
-    assert (found.source, found.n, found.n_labelled, found.cohort) == (Source.ESTIMATED, 200, 0, "week")
-    assert [metric.name for metric in found.metrics] == list(HARM_MEASURES)
-    for metric in found.metrics:
-        assert 0 <= metric.low <= metric.value <= metric.high <= 1
-
-
 def test_both_kinds_of_harm_cover_the_true_loss_of_a_harder_case_mix():
     rng, runs = np.random.default_rng(9), 120
     before, now = (sample(rng, 200_000, center=-0.5, spread=spread) for spread in (1.6, 0.8))
@@ -242,6 +194,62 @@ def test_concept_drift_shows_in_the_labels_alone():
     assert one(harms, Source.REALISED).reason == "worse than in the reference"
     assert one(harms, Source.REALISED).low > 0.1
     assert abs(one(harms, Source.ESTIMATED).loss) < 0.05
+
+
+def test_assumptions_that_do_not_hold_are_named_and_those_that_hold_are_not():
+    rng = np.random.default_rng(11)
+    reference = sample(rng, 400)
+
+    def doubts(current: Cohort) -> str:
+        return "; ".join(one(measure(reference, current), Source.ESTIMATED).assumptions)
+
+    assert doubts(sample(rng, 200, first=1000)) == ""
+    assert doubts(sample(rng, 200, center=-2, spread=0.5, first=1000)) == ""
+    shuffled = sample(rng, 200, first=1000)
+    told = doubts(make_cohort(rng.permutation(shuffled.scores), shuffled.labels, first=1000))
+    assert "concept drift suspected: labels show another auroc" in told
+    assert "calibration lost: scores are too extreme" in told
+    rarer = sample(rng, 200, first=1000)
+    fewer = np.where(rng.random((200, 1)) < 0.7, 0.0, rarer.labels)
+    assert "tumour is less frequent than the scores say" in doubts(make_cohort(rarer.scores, fewer, first=1000))
+    beyond = make_cohort(np.r_[np.full(30, 0.9999), rng.random(70)], np.full(100, np.nan), first=1000)
+    assert "unseen region: 3" in doubts(beyond)
+
+
+def test_quiet_windows_raise_doubts_as_rarely_as_promised():
+    raised, windows = 0, 200
+    for seed in range(windows):
+        rng = np.random.default_rng([12, seed])
+        harms = measure(sample(rng, 200), sample(rng, 80, images=2, first=1000), seed)
+        raised += bool(one(harms, Source.ESTIMATED).assumptions)
+    assert raised <= binom.ppf(0.9999, windows, 3 * 0.01)
+
+
+def test_past_errors_widen_an_estimate_and_leave_the_realised_loss_alone():
+    rng = np.random.default_rng(13)
+    sides = sample(rng, 200), sample(rng, 80, first=1000)
+    history = tuple(
+        EstimationError(
+            window=WEEK,
+            metric="auroc",
+            finding="tumour",
+            estimated=0.9,
+            realised=0.9 - error,
+            error=error,
+            variance=0.0,
+            n=80,
+        )
+        for error in (0.1, -0.1, 0.1, -0.1)
+    )
+    plain, wide = (
+        {(h.source, h.metric): h for h in measure_harm(*sides, window=WEEK, policy=POLICY, generator=generator, **more)}
+        for generator, more in ((np.random.default_rng(0), {}), (np.random.default_rng(0), {"history": history}))
+    )
+    key = (Source.ESTIMATED, "auroc")
+    assert wide[key].past_error == pytest.approx(0.1)
+    reach = [(harm.high - harm.loss) for harm in (plain[key], wide[key])]
+    assert reach[1] == pytest.approx(np.hypot(reach[0], 1.959964 * 0.1), rel=1e-6)
+    assert {k: h for k, h in wide.items() if k != key} == {k: h for k, h in plain.items() if k != key}
 
 
 def _exactly(cohort: Cohort, name: str) -> float:

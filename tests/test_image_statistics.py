@@ -51,7 +51,7 @@ def test_contrast_and_levels_are_those_of_numpy():
     found = measure(picture)
     assert found["contrast"] == pytest.approx(picture.std(), rel=1e-6)
     levels = [found[name] for name in ("dark level", "middle level", "bright level")]
-    assert levels == pytest.approx(np.quantile(picture, [0.05, 0.5, 0.95]))
+    assert levels == np.quantile(picture, [0.05, 0.5, 0.95], method="inverted_cdf").tolist()
 
 
 def test_padding_is_the_share_of_empty_rows_and_columns_and_changes_no_other_figure():
@@ -98,7 +98,7 @@ def test_one_grey_is_no_border_and_has_no_texture(grey):
 
 def test_a_huge_image_is_measured_by_its_middle():
     picture = np.tile(scene(3, 512), (3, 4))
-    assert measure(picture)["sharpness"] == pytest.approx(measure(picture[256:1280, 512:1536])["sharpness"], abs=1e-6)
+    assert measure(picture)["sharpness"] == pytest.approx(measure(picture[512:1024, 768:1280])["sharpness"], abs=1e-6)
 
 
 @pytest.mark.parametrize("pixels", [np.zeros((4, 4)), np.zeros((4, 4, 3), np.uint8), np.zeros((0, 4), np.uint8)])

@@ -1,13 +1,16 @@
 """MMD against a naive double loop, and its error rates when a patient has several images."""
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
+from monitor import kernels
 from monitor.kernels import BANDWIDTHS, permutation_mmd
-from monitor.permutations import contrasts
+from monitor.permutations import relabel_patients
 
 
 def draw(rng, patients, *, shift=0.0, images=1, within=0.0, width=6):
@@ -25,45 +28,78 @@ def compare(before, now, *, permutations=99, seed=0, patients=None):
     )
 
 
-def naive_kernel(values):
+def naive_kernel(values, bandwidths=None):
     n = len(values)
     squared = [[sum((values[i] - values[j]) ** 2) for j in range(n)] for i in range(n)]
     median = np.median([d for row in squared for d in row if d > 0])
-    return [[np.mean([np.exp(-d / (2 * factor * median)) for factor in BANDWIDTHS]) for d in row] for row in squared]
+    variances = [factor * median for factor in BANDWIDTHS] if bandwidths is None else np.square(bandwidths)
+    return [[np.mean([np.exp(-d / (2 * variance)) for variance in variances]) for d in row] for row in squared]
 
 
-def mean_over(kernel, first, second, skip=lambda i, j: False):
-    return np.mean([kernel[i][j] for i in first for j in second if not skip(i, j)])
-
-
-def naive_mmd(kernel, is_current):
+def naive_means(kernel, patients, is_current):
+    """Average a kernel within the current side, within the other, and between; never within a patient."""
     now, before = np.flatnonzero(is_current), np.flatnonzero(~is_current)
-    return mean_over(kernel, now, now) + mean_over(kernel, before, before) - 2 * mean_over(kernel, now, before)
+    return [
+        np.mean([kernel[i][j] for i in first for j in second if patients[i] != patients[j]])
+        for first, second in ((now, now), (before, before), (now, before))
+    ]
 
 
-def test_statistic_effect_and_p_value_are_those_of_a_double_loop():
-    rng = np.random.default_rng(0)
+def naive_mmd(*arguments):
+    now, before, between = naive_means(*arguments)
+    return now + before - 2 * between
+
+
+def small_world(seed):
+    rng = np.random.default_rng(seed)
     patients = np.array([0, 0, 1, 2, 2, 2, 3, 4, 4, 5, 6])
     current = np.array([False] * 4 + [True] * 3)
-    is_current, values = current[patients], rng.normal(size=(11, 3)) + current[patients][:, None]
-    kernel = naive_kernel(values)
-    statistic, effect, p = permutation_mmd(
-        values, patients, is_current, permutations=59, generator=np.random.default_rng(7)
-    )
-    assert statistic == pytest.approx(naive_mmd(kernel, is_current), abs=1e-12)
+    return rng.normal(size=(11, 3)) + current[patients][:, None], patients, current
 
-    relabelled = contrasts(np.bincount(patients).astype(float), current, 59, np.random.default_rng(7))[1:] > 0
-    reached = sum(naive_mmd(kernel, sides[patients]) >= statistic - 1e-12 for sides in relabelled)
+
+@pytest.mark.parametrize("bandwidths", [None, (0.7,), (1.0, 3.0)])
+@pytest.mark.parametrize("at_once", [1, 4, 512])
+def test_statistic_effect_and_p_value_are_those_of_a_double_loop(monkeypatch, bandwidths, at_once):
+    monkeypatch.setattr(kernels, "ROWS_AT_ONCE", at_once)
+    monkeypatch.setattr(kernels, "RELABELLINGS_AT_ONCE", 7 * at_once)
+    values, patients, current = small_world(0)
+    is_current, kernel = current[patients], naive_kernel(values, bandwidths)
+    statistic, effect, p = permutation_mmd(
+        values, patients, is_current, permutations=59, generator=np.random.default_rng(7), bandwidths=bandwidths
+    )
+    assert statistic == pytest.approx(naive_mmd(kernel, patients, is_current), abs=1e-6)
+
+    relabelled = relabel_patients(current, 59, np.random.default_rng(7))[1:]
+    reached = sum(naive_mmd(kernel, patients, sides[patients]) >= statistic - 1e-6 for sides in relabelled)
     assert p == (reached + 1) / 60
 
-    def same_patient(i, j):
-        return patients[i] == patients[j]
+    now, before, _ = naive_means(kernel, patients, is_current)
+    assert effect == pytest.approx(np.sqrt(statistic / (1 - (now + before) / 2)), abs=1e-6)
+    assert effect > 0.3
 
-    now, before = np.flatnonzero(is_current), np.flatnonzero(~is_current)
-    within = [mean_over(kernel, side, side, same_patient) for side in (now, before)]
-    unbiased = sum(within) - 2 * mean_over(kernel, now, before)
-    assert effect == pytest.approx(np.sqrt(max(unbiased, 0) / (1 - sum(within) / 2)), abs=1e-12)
-    assert effect > 0
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bandwidths", [(4.0,), (2.0, 5.0, 11.0)])
+def test_the_statistic_is_alibi_detects_on_the_same_kernel(bandwidths):
+    rng = np.random.default_rng(10)
+    before, now = (draw(rng, n, shift=shift, width=32).astype(np.float32) for n, shift in ((300, 0), (120, 0.1)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # alibi-detect's own
+        from alibi_detect.cd import MMDDrift
+
+        peer = MMDDrift(before, backend="pytorch", sigma=np.array(bandwidths), n_permutations=1, device="cpu")
+        assert peer._detector.kernel.sigma.tolist() == pytest.approx(bandwidths)
+        theirs = peer.predict(now)["data"]["distance"]
+    ours = permutation_mmd(
+        np.concatenate([before, now]),
+        np.arange(420),
+        np.arange(420) >= 300,
+        permutations=9,
+        generator=rng,
+        bandwidths=bandwidths,
+    )[0]
+    assert ours == pytest.approx(theirs, abs=1e-5)
+    assert ours > 1e-3
 
 
 @given(st.integers(0, 2**32 - 1), st.tuples(st.integers(4, 12), st.integers(4, 12)))
@@ -78,12 +114,51 @@ def test_swapping_the_sides_the_order_of_rows_and_moving_everything_change_nothi
             (values, patients, is_current),
             (values, patients, ~is_current),
             (values[order], patients[order], is_current[order]),
-            (100 - 3 * values, patients, is_current),
+            (1e9 - 3e4 * values, patients, is_current),
+            (values * 1e-30, patients, is_current),
         )
     )
-    for other in others:
-        assert other == pytest.approx(told, abs=1e-7)
+    for statistic, effect, p in others:
+        assert (statistic, effect**2) == pytest.approx((told[0], told[1] ** 2), abs=2e-6)
+        assert p == told[2]
     assert 0 < told[2] <= 1
+
+
+def test_the_order_of_a_patients_images_does_not_decide_the_bandwidth():
+    rng = np.random.default_rng(11)
+    values, patients = draw(rng, 700, images=3, within=2), np.arange(700).repeat(3)
+    order = rng.permutation(2100)
+    told, other = (
+        permutation_mmd(v, p, p >= 400, permutations=9, generator=np.random.default_rng(0))
+        for v, p in ((values, patients), (values[order], patients[order]))
+    )
+    assert other == pytest.approx(told, abs=1e-6)
+
+
+def test_with_few_patients_a_relabelling_that_is_the_observed_one_counts_as_reached():
+    """Four against four patients have 35 partitions: no p-value may fall much below 1/35."""
+    rng = np.random.default_rng(12)
+    for seed in range(20):
+        before, now = (draw(rng, 4, shift=shift, images=3, within=0.2) for shift in (0, 50))
+        p = compare(before, now, seed=seed, permutations=999, patients=np.arange(8).repeat(3))[2]
+        assert binom.ppf(1e-5, 999, 1 / 35) <= 1000 * p - 1 <= binom.ppf(1 - 1e-5, 999, 1 / 35)
+
+
+def test_one_patient_on_a_side_is_refused_and_the_values_stay_as_they_are():
+    values, patients, current = small_world(1)
+    values.flags.writeable = patients.flags.writeable = False
+    permutation_mmd(values, patients, current[patients], permutations=9, generator=np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"^1 of 7 patients are current; each side needs two$"):
+        permutation_mmd(values, patients, patients == 2, permutations=9, generator=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+@pytest.mark.parametrize("row", [0, 5])
+def test_one_value_that_is_not_finite_is_refused(broken, row):
+    values, patients, current = small_world(1)
+    values[row, 2] = broken
+    with pytest.raises(ValueError, match="must be finite"):
+        permutation_mmd(values, patients, current[patients], permutations=9, generator=np.random.default_rng(0))
 
 
 def test_the_p_value_is_never_zero():

@@ -8,20 +8,17 @@ from scipy.stats import binom, binomtest, norm
 from sklearn.metrics import average_precision_score, brier_score_loss, recall_score, roc_auc_score
 
 from monitor import intervals
+from monitor.calibration import calibration_error
 from monitor.cohorts import Cohort
 from monitor.intervals import Difference, Estimate, Form, draw_both, draw_patients
-from monitor.measures import (
-    Answers,
-    calibration_error,
-    estimate,
-    fast_average_precision,
-)
+from monitor.measures import Answers, estimate, fast_average_precision
 from monitor.performance import auroc, evaluate, fast_auroc, mean_auroc
 from monitor.policies import DriftPolicy
 from monitor.results import Evaluation, Source
 from monitor.tasks import Task
 
 POLICY = DriftPolicy(resamples=200)
+UNBOUNDED = {"calibration_slope", "calibration_intercept", "brier_resolution", "brier_uncertainty"}
 
 
 def make_cohort(scores, labels, *, task=Task.BINARY, classes=("healthy", "tumour"), patients=None) -> Cohort:
@@ -91,19 +88,6 @@ def test_mean_auroc_leaves_undefined_findings_out():
     assert mean_auroc(scores, np.ones((3, 2))) is None
 
 
-def test_probabilities_as_labels_give_the_expected_area():
-    rng = np.random.default_rng(0)
-    scores, chance = rng.integers(0, 5, 12) / 4, rng.random(12)
-    wins = total = 0.0
-    for i in range(12):
-        for j in range(12):
-            if i != j:
-                pair = chance[i] * (1 - chance[j])
-                total += pair
-                wins += pair * ((scores[i] > scores[j]) + 0.5 * (scores[i] == scores[j]))
-    assert fast_auroc(scores, chance)[0] == pytest.approx(wins / total, abs=1e-12)
-
-
 def test_binary_figures_by_hand_and_from_scikit_learn():
     scores = np.array([0.95, 0.5, 0.49, 0.05, 0.65, 0.15, 0.05, 0.35])
     labels = np.array([1, 1, 1, 0, 0, 0, 0, 1.0])
@@ -120,13 +104,14 @@ def test_binary_figures_by_hand_and_from_scikit_learn():
     off = 0.05 + 0.5 + 0.51 + 0.65 + 0.65 + 0.15 + 0.10
     assert found.metric("ece").value == pytest.approx(off / 8, abs=1e-15)
     for metric in found.metrics:
-        assert 0 <= metric.low <= metric.value <= metric.high <= 1
+        assert metric.low <= metric.value <= metric.high
+        assert metric.name in UNBOUNDED or 0 <= metric.low <= metric.high <= 1
         assert metric.reason == ""
 
 
 def test_calibration_error_nets_out_inside_a_bin():
-    assert calibration_error(np.array([0.62, 0.68]), np.array([1.0, 0.0]))[0] == pytest.approx(0.15)
-    assert calibration_error(np.array([1.0, 0.0]), np.array([1.0, 0.0]))[0] == 0
+    assert calibration_error(np.array([0.62, 0.68]), np.array([1.0, 0.0])) == pytest.approx(0.15)
+    assert calibration_error(np.array([1.0, 0.0]), np.array([1.0, 0.0])) == 0
 
 
 def test_multi_class_is_one_against_the_rest_and_the_most_probable_class_is_the_answer():

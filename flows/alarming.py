@@ -1,0 +1,102 @@
+"""Follow the alarm of a model from window to window, and what its windows are compared with because of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from datetime import datetime
+from itertools import pairwise
+
+import numpy as np
+
+from continual.files import write_atomically
+from flows.ward import Ward, load_role, version_in
+from monitor.alarms import AlarmState, advance, joins_comparison, weigh_window
+from monitor.cohorts import Cohort, Window, concatenate
+from monitor.comparisons import Background, calibrate
+from monitor.reconciliation import reconcile
+from monitor.results import WindowReport
+from registry.entries import AlarmEntry
+
+CALIBRATION = "least-effects-1"
+"""Names how least effects are calibrated; change it whenever detectors, effects or stretches change."""
+
+
+def load_background(ward: Ward, model: str, reference: Cohort, current: Cohort, window: Window) -> Background:
+    """Give what a window is seen against: the reference with the quiet windows before it that joined, the effects
+    that count, and what earlier estimates were off by.
+    """
+    earlier = _before(ward, model, window)
+    joined = [entry.window for entry in earlier if entry.joined]
+    watched = {entry.window for entry in earlier}
+    return Background(
+        cohort=concatenate([reference, load_role(ward, model, joined, None)]) if joined else reference,
+        least_effects=_calibrate_once(ward, reference, current.patients),
+        errors=reconcile(report for report in ward.records.reports(model) if report.window in watched),
+    )
+
+
+def _calibrate_once(ward: Ward, reference: Cohort, patients: int) -> dict[str, float]:
+    """Calibrate the effects that count on the reference, once for windows of about a size; kept beside the reports."""
+    policy = ward.settings.drift
+    if reference.patients < 2 * policy.minimum_patients or patients < policy.minimum_patients:
+        return {}
+    size = 2 ** round(math.log2(patients))
+    identity = [
+        CALIBRATION,
+        reference.digest,
+        hashlib.sha256(np.ascontiguousarray(reference.scores)).hexdigest(),
+        size,
+        policy.model_dump_json(),
+    ]
+    key = hashlib.sha256("\n".join(map(str, identity)).encode()).hexdigest()
+    path = ward.settings.directory / "references" / f"{key[:32]}.json"
+    if path.exists():
+        stored: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+        return stored
+    effects = calibrate(reference, size, policy, np.random.default_rng([policy.seed, size]))
+    write_atomically(path, json.dumps(effects, sort_keys=True, indent=1).encode())
+    return effects
+
+
+def follow_alarm(ward: Ward, model: str, window: Window, *, at: datetime) -> tuple[AlarmEntry, ...]:
+    """Take the report of a window into the alarm, and those of all later windows again; returns them, in order.
+
+    What comes out depends on nothing but the stored reports, so that anybody can compute it again.
+    """
+    entries = _before(ward, model, window)
+    made: list[AlarmEntry] = []
+    for report in ward.records.reports(model):
+        if report.window.start < window.start:
+            continue
+        made.append(_advance(ward, report, [*entries, *made]))
+        ward.records.save_alarm(made[-1], at)
+    return tuple(made)
+
+
+def _before(ward: Ward, model: str, window: Window) -> list[AlarmEntry]:
+    """List the entries before a window under the version that is live in it: a new version starts anew."""
+    version = version_in(ward, model, window)
+    earlier = [entry for entry in ward.records.alarms(model) if entry.window.start < window.start]
+    since = next((i + 1 for i, (a, b) in reversed(list(enumerate(pairwise(earlier)))) if a.version != b.version), 0)
+    return [entry for entry in earlier[since:] if entry.version == version]
+
+
+def _advance(ward: Ward, report: WindowReport, earlier: Sequence[AlarmEntry]) -> AlarmEntry:
+    policy, model, window = ward.settings.drift, report.model, report.window
+    version = version_in(ward, model, window)
+    mine = [entry for entry in earlier if entry.version == version]
+    evidence = weigh_window(window, report.results)
+    state = advance(mine[-1].state if mine else AlarmState(), evidence, policy)
+    compared = max((result.patients_reference for result in report.results), default=0)
+    joins = joins_comparison(state, evidence, patients=report.patients, compared=compared, policy=policy)
+    return AlarmEntry(
+        model=model, window=window, version=version, joined=joins and not _is_mixed(ward, model, window), state=state
+    )
+
+
+def _is_mixed(ward: Ward, model: str, window: Window) -> bool:
+    """Tell whether another version went live in the window, so that two versions answered its studies."""
+    return any(window.contains(entry.since) for entry in ward.records.champion_history(model)[1:])

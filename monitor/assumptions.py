@@ -1,0 +1,91 @@
+"""What an estimate without labels rests on, and whether it seems to hold: named in words where it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.stats import betabinom, norm
+
+from monitor.calibration import calibrate_in_the_large, fit_platt, recalibrate, score_logit
+from monitor.intervals import Floats
+from monitor.measures import Answers, Basis
+
+ALPHA = 0.01
+"""Each assumption is doubted where a true one would be in one case of a hundred."""
+
+LEAST_PATIENTS = 20
+LEAST_EACH_CLASS = 5
+LEAST_SHARE = 0.02
+"""Part of a window that must lie outside the reference's scores before it is worth a word."""
+
+
+def check_assumptions(
+    reference: Answers, current: Answers, differences: Mapping[str, tuple[float, float]]
+) -> tuple[str, ...]:
+    """Name every assumption of an estimate without labels that does not seem to hold.
+
+    Args:
+        reference: answers that the estimate was calibrated on.
+        current: answers of the window, with whatever labels there are.
+        differences: by measure, the realised loss minus the estimated, with its standard error.
+    """
+    told = [_tell_unseen(reference, current), _tell_calibration(reference, current), _tell_concept(differences)]
+    return tuple(words for words in told if words)
+
+
+def _tell_unseen(reference: Answers, current: Answers) -> str:
+    """Scores beyond all that the reference showed: there the calibration is a guess."""
+    if not len(reference.scores) or not len(current.scores):
+        return ""
+    outside = (current.scores < reference.scores.min()) | (current.scores > reference.scores.max())
+    patients, n = len(np.unique(current.patients[outside])), current.count_patients()
+    # what lies beyond the extremes of m patients has a Beta(2, m - 1) share of any distribution (Wilks 1941)
+    m = max(reference.count_patients(), 2)
+    if outside.mean() < LEAST_SHARE or betabinom.sf(patients - 1, n, 2, m - 1) > ALPHA:
+        return ""
+    return f"unseen region: {outside.mean():.0%} of the scores lie beyond all that the reference showed"
+
+
+def _tell_calibration(reference: Answers, current: Answers) -> str:
+    """A score that no longer means what it meant: labels of the window against the reference's calibration."""
+    known, now = reference.carrying(Basis.LABELLED), current.carrying(Basis.LABELLED)
+    if now.count_patients() < LEAST_PATIENTS or _fewest(known) < LEAST_EACH_CLASS or _fewest(now) < LEAST_EACH_CLASS:
+        return ""
+    fit = fit_platt(known.scores, known.labels)
+    chances = fit.apply(now.scores)
+    weight = chances * (1 - chances)
+    # the fit on the reference is not exact either: what it moves in the window counts as noise
+    pull = np.array([1.0, (weight @ score_logit(now.scores)) / weight.sum()])
+    intercept, influences = calibrate_in_the_large(chances, now.labels)
+    if _beyond(intercept, _variance(influences, now) + _variance(fit.influences @ pull, known)):
+        way = "more" if intercept > 0 else "less"
+        return f"calibration lost: {now.finding} is {way} frequent than the scores say (intercept {intercept:+.2f})"
+    slope = recalibrate(chances, now.labels)
+    noise = _variance(fit.influences[:, 1], known) / max(fit.slope**2, 1e-12)
+    if slope is not None and _beyond(slope.slope - 1, _variance(slope.influences[:, 1], now) + noise):
+        way = "extreme" if slope.slope < 1 else "cautious"
+        return f"calibration lost: scores are too {way} for what labels show (slope {slope.slope:.2f})"
+    return ""
+
+
+def _tell_concept(differences: Mapping[str, tuple[float, float]]) -> str:
+    """Labels given scores changed: the realised loss is beyond what the estimate can explain."""
+    bound = float(norm.isf(ALPHA / (2 * max(len(differences), 1))))
+    beyond = [name for name, (size, error) in differences.items() if error > 0 and abs(size) > bound * error]
+    return f"concept drift suspected: labels show another {', '.join(beyond)} than the scores explain" if beyond else ""
+
+
+def _beyond(value: float, variance: float) -> bool:
+    """Tell whether a fitted figure differs from 0 beyond chance."""
+    return bool(np.isfinite(value)) and variance > 0 and abs(value) > float(norm.isf(ALPHA / 2)) * np.sqrt(variance)
+
+
+def _variance(influences: Floats, answers: Answers) -> float:
+    """Sum the squared influences of patients."""
+    by_patient, n = np.bincount(answers.patients, weights=influences), answers.count_patients()
+    return float((by_patient**2).sum()) * n / max(n - 1, 1)
+
+
+def _fewest(answers: Answers) -> int:
+    return min(answers.carrying(side).count_patients() for side in (Basis.POSITIVE, Basis.NEGATIVE))

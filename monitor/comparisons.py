@@ -1,0 +1,145 @@
+"""What is compared in a window: every detector on every feature, asked alike for a verdict and for calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monitor.alarms import name_comparison
+from monitor.cohorts import Cohort
+from monitor.detectors import Outcome, Sample, compare
+from monitor.effect_calibration import calibrate_effects
+from monitor.policies import DriftPolicy
+from monitor.reconciliation import EstimationError
+from monitor.results import DriftKind, NotEnoughData
+
+PERMUTATIONS_TO_CALIBRATE = 99
+SLOW = "alibi_"
+"""Detectors of alibi-detect take seconds each: too long for the many repeats of a calibration."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Question:
+    """One comparison to be made: a detector on a feature of both sides."""
+
+    detector: str
+    kind: DriftKind
+    feature: str
+    reference: Sample
+    current: Sample
+
+    @property
+    def name(self) -> str:
+        """Name the comparison, as least effects and alarms do."""
+        return name_comparison(self.detector, self.feature)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Background:
+    """What a window is seen against.
+
+    ``cohort`` is what it is compared with: the reference and the quiet windows that joined it. ``least_effects`` are
+    the effects that count, by comparison; the policy's least serves where none was calibrated. ``errors`` are what
+    earlier estimates without labels were off by.
+    """
+
+    cohort: Cohort
+    least_effects: Mapping[str, float] = field(default_factory=dict)
+    errors: tuple[EstimationError, ...] = ()
+
+    def least_effect(self, question: Question, policy: DriftPolicy) -> float:
+        """Give the least effect that counts in a comparison."""
+        return self.least_effects.get(question.name, policy.minimum_effect)
+
+
+def calibrate(
+    reference: Cohort, patients: int, policy: DriftPolicy, generator: np.random.Generator
+) -> dict[str, float]:
+    """Learn from the reference itself which effects count, by comparison, for windows of so many patients."""
+
+    def measure(rest: Cohort, stretch: Cohort) -> dict[str, float]:
+        questions = [q for q in list_questions(rest, stretch, policy) if not q.detector.startswith(SLOW)]
+        answers = ((q, answer(q, PERMUTATIONS_TO_CALIBRATE, policy, generator)) for q in questions)
+        return {question.name: found.effect for question, found in answers if isinstance(found, Outcome)}
+
+    return calibrate_effects(reference, measure, patients=patients, policy=policy, generator=generator)
+
+
+def list_questions(reference: Cohort, current: Cohort, policy: DriftPolicy) -> Iterator[Question]:
+    """List every comparison that the policy asks for and the cohorts allow."""
+
+    def ask(detector: str, kind: DriftKind, feature: str, before: NDArray[Any], now: NDArray[Any]) -> Question:
+        return Question(
+            detector=detector,
+            kind=kind,
+            feature=feature,
+            reference=_known(before, reference.patient_key),
+            current=_known(now, current.patient_key),
+        )
+
+    if reference.embeddings is not None or current.embeddings is not None:
+        for name in policy.embedding_detectors:
+            if policy.alibi_detect or not name.startswith("alibi_"):
+                yield Question(
+                    detector=name,
+                    kind=DriftKind.APPEARANCE,
+                    feature="embedding",
+                    reference=_embedded(reference),
+                    current=_embedded(current),
+                )
+    for name, column_now in current.image_statistics.items():
+        if name in reference.image_statistics:
+            yield ask("ks", DriftKind.APPEARANCE, f"image {name}", reference.image_statistics[name], column_now)
+    for column, finding in enumerate(current.findings):
+        sides = reference.scores[:, column], current.scores[:, column]
+        yield ask(policy.score_detector, DriftKind.BEHAVIOUR, f"score {finding}", *sides)
+    uncertainties = _entropy(reference.scores), _entropy(current.scores)
+    yield ask(policy.score_detector, DriftKind.BEHAVIOUR, "uncertainty", *uncertainties)
+    for name, column_now in current.attributes.items():
+        if name in reference.attributes and (not policy.acquisition or name in policy.acquisition + policy.case_mix):
+            kind = DriftKind.CASE_MIX if name in policy.case_mix else DriftKind.ACQUISITION
+            detector = "ks" if column_now.dtype.kind == "f" else "chi_square"
+            yield ask(detector, kind, name, reference.attributes[name], column_now)
+    labels = reference.binary_labels(), current.binary_labels()
+    for column, finding in enumerate(current.findings):
+        if not np.isnan(labels[1][:, column]).all():
+            sides = labels[0][:, column], labels[1][:, column]
+            yield ask("chi_square", DriftKind.CASE_MIX, f"prevalence {finding}", *sides)
+
+
+def answer(question: Question, permutations: int, policy: DriftPolicy, generator: np.random.Generator) -> Outcome | str:
+    """Make one comparison; a text says why it cannot be made."""
+    for side, sample in (("reference", question.reference), ("window", question.current)):
+        if (patients := len(np.unique(sample.patients))) < policy.minimum_patients:
+            return f"{patients} patients in the {side}, {policy.minimum_patients} needed"
+    try:
+        return compare(
+            question.detector, question.reference, question.current, permutations=permutations, generator=generator
+        )
+    except NotEnoughData as error:
+        return str(error)
+
+
+def _known(values: NDArray[Any], patients: NDArray[np.str_]) -> Sample:
+    """Leave out rows whose value is not known (yet)."""
+    if values.dtype.kind == "f":
+        known = ~np.isnan(values)
+        return Sample(values=values[known], patients=patients[known])
+    return Sample(values=values, patients=patients)
+
+
+def _embedded(cohort: Cohort) -> Sample:
+    """Give the embeddings; no rows for a cohort without images, so that its comparison answers NOT_ENOUGH_DATA."""
+    if cohort.embeddings is None:
+        return Sample(values=np.empty((0, 0)), patients=cohort.patient_key[:0])
+    return Sample(values=cohort.embeddings.astype(np.float64), patients=cohort.patient_key)
+
+
+def _entropy(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean binary entropy of each study's scores, in bits."""
+    p = np.clip(scores, 1e-12, 1 - 1e-12)
+    return np.asarray(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)).mean(axis=1))

@@ -1,0 +1,84 @@
+"""What estimates were worth: each is held against the truth once labels have come, and its error widens later ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import norm
+
+from monitor.cohorts import Window
+from monitor.results import Harm, Source, WindowReport
+
+LEAST_WINDOWS = 3
+"""Fewer past errors say nothing about the next one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstimationError:
+    """One estimate that labels have caught up with: estimated minus realised, in units of the metric.
+
+    ``variance`` is what sampling alone gives that difference; ``n`` counts the studies the realised figure rests on.
+    """
+
+    window: Window
+    metric: str
+    finding: str
+    estimated: float
+    realised: float
+    error: float
+    variance: float
+    n: int
+
+
+def reconcile(reports: Iterable[WindowReport]) -> tuple[EstimationError, ...]:
+    """Hold every estimated figure of some windows against the realised one, where both exist; in order of windows."""
+    return tuple(
+        error for report in sorted(reports, key=lambda report: report.window) for error in _reconcile_one(report)
+    )
+
+
+def past_error(history: Sequence[EstimationError], metric: str, finding: str) -> float:
+    """Give the standard deviation of an estimator's own error, beyond what sampling explains; 0 without history.
+
+    The mean squared error less the mean sampling variance, not below 0 (a method of moments for the variance
+    between studies, as in DerSimonian and Laird 1986). Fewer than ``LEAST_WINDOWS`` errors give 0.
+    """
+    mine = [error for error in history if (error.metric, error.finding) == (metric, finding)]
+    if len(mine) < LEAST_WINDOWS:
+        return 0.0
+    excess = float(np.mean([error.error**2 - error.variance for error in mine]))
+    return math.sqrt(max(excess, 0.0))
+
+
+def _reconcile_one(report: WindowReport) -> Iterable[EstimationError]:
+    realised = {(h.metric, h.finding): h for h in report.harms if h.source is Source.REALISED}
+    for estimated in report.harms:
+        truth = realised.get((estimated.metric, estimated.finding))
+        if estimated.source is not Source.ESTIMATED or truth is None:
+            continue
+        if estimated.current is None or truth.current is None:
+            continue
+        variances = _variance(estimated), _variance(truth)
+        if variances[0] is None or variances[1] is None:
+            continue
+        yield EstimationError(
+            window=report.window,
+            metric=estimated.metric,
+            finding=estimated.finding,
+            estimated=estimated.current,
+            realised=truth.current,
+            error=estimated.current - truth.current,
+            variance=variances[0] + variances[1],
+            n=truth.n,
+        )
+
+
+def _variance(harm: Harm) -> float | None:
+    """Recover a sampling variance from an interval of a loss; None without one."""
+    if harm.low is None or harm.high is None:
+        return None
+    error = (harm.high - harm.low) / (2 * float(norm.ppf(0.5 + harm.level / 2)))
+    return max(error**2 - harm.past_error**2, 0.0)

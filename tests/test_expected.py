@@ -1,0 +1,96 @@
+"""Influences against brute force: what a patient's weight does to a figure, and standard errors against a bootstrap."""
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from monitor.calibration import fit_platt, score_logit
+from monitor.expected import Expected, measure_expected, measure_known
+from monitor.measures import Answers
+
+NAMES = ("auroc", "sensitivity", "specificity", "accuracy")
+
+
+def answers(scores, labels, patients=None) -> Answers:
+    scores = np.asarray(scores, dtype=float)
+    owner = np.arange(len(scores)) if patients is None else np.asarray(patients)
+    return Answers(
+        finding="tumour",
+        scores=scores,
+        said=(scores >= 0.5).astype(float),
+        labels=np.asarray(labels, dtype=float),
+        patients=owner.astype(np.intp),
+    )
+
+
+def sides(rng, patients=(60, 40), images=2) -> tuple[Answers, Answers]:
+    made = []
+    for count, first in zip(patients, (0, patients[0]), strict=True):
+        owner = np.arange(count).repeat(images)
+        evidence = rng.normal(-0.3, 1.5, count)[owner] + rng.normal(0, 0.4, len(owner))
+        scores = np.round(expit(evidence), 2)  # ties
+        made.append(answers(scores, rng.random(len(owner)) < expit(evidence), owner + first))
+    return made[0], made[1]
+
+
+def by_hand(scores, said, chances, name) -> float:
+    if name == "auroc":
+        wins = pairs = 0.0
+        for i in range(len(scores)):
+            for j in range(len(scores)):
+                if i != j:
+                    pair = chances[i] * (1 - chances[j])
+                    pairs += pair
+                    wins += pair * ((scores[i] > scores[j]) + (scores[i] == scores[j]) / 2)
+        return wins / pairs
+    return {
+        "sensitivity": (chances * said).sum() / chances.sum(),
+        "specificity": ((1 - chances) * (1 - said)).sum() / (1 - chances).sum(),
+        "accuracy": (chances * said + (1 - chances) * (1 - said)).mean(),
+    }[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_values_are_expectations_over_calibrated_scores(name):
+    known, now = sides(np.random.default_rng(0), images=1)
+    fit = fit_platt(known.scores, known.labels)
+    found = measure_expected(now, name, fit, known, 100).value
+    chances = expit(fit.intercept + fit.slope * score_logit(now.scores))
+    assert found == pytest.approx(by_hand(now.scores, now.said, chances, name), abs=1e-12)
+    assert measure_known(known, name, 100).value == pytest.approx(
+        by_hand(known.scores, known.said, known.labels, name), abs=1e-12
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_influences_add_up_to_nothing(name):
+    known, now = sides(np.random.default_rng(1))
+    fit = fit_platt(known.scores, known.labels)
+    for figure in (measure_known(known, name, 100), measure_expected(now, name, fit, known, 100)):
+        assert figure.influence.shape == (100,)
+        assert figure.influence.sum() == pytest.approx(0, abs=1e-8)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_standard_errors_are_those_of_a_bootstrap_that_calibrates_anew(name):
+    rng = np.random.default_rng(2)
+    known, now = sides(rng, patients=(150, 120))
+    fit = fit_platt(known.scores, known.labels)
+    formula = measure_expected(now, name, fit, known, 270).standard_error
+    rows = [[np.flatnonzero(side.patients == p) for p in np.unique(side.patients)] for side in (known, now)]
+    values = []
+    for _ in range(400):
+        drawn = [np.concatenate([mine[i] for i in rng.integers(len(mine), size=len(mine))]) for mine in rows]
+        again = fit_platt(known.scores[drawn[0]], known.labels[drawn[0]])
+        part = answers(now.scores[drawn[1]], np.zeros(len(drawn[1])))
+        values.append(measure_expected(part, name, again, known, len(drawn[1]) + 270).value)
+    assert formula == pytest.approx(np.std(values, ddof=1), rel=0.15)
+
+
+def test_what_both_sides_share_cancels():
+    known, now = sides(np.random.default_rng(3))
+    fit = fit_platt(known.scores, known.labels)
+    one = measure_expected(now, "accuracy", fit, known, 100)
+    assert (one - one).standard_error == 0
+    assert one.correlation(one) == pytest.approx(1)
+    assert one.correlation(Expected(value=0.0, influence=np.zeros(100))) == 0
