@@ -116,7 +116,7 @@ def losses(harms: Sequence[Harm]) -> go.Figure:
 
 def attribution(contributions: Sequence[Contribution], most: int = 8) -> go.Figure:
     """Draw each attribute value's share in the reference and now, the most changed first."""
-    shown = list(contributions[:most])[::-1]
+    shown = [c for c in contributions if not c.suppressed][:most][::-1]
     figure = go.Figure()
     for row, c in enumerate(shown):
         ends = [c.share_reference, c.share_current]
@@ -183,7 +183,7 @@ def gap_forest(gaps: Sequence[SubgroupGap]) -> go.Figure:
             col=2,
         )
     zero_line(figure)
-    name_rows(figure, [f"{gap.attribute} {gap.value} ({gap.n} studies)" for gap in shown])
+    name_rows(figure, [f"{gap.attribute} {gap.value} ({_studies(gap)})" for gap in shown])
     figure.update_xaxes(tickformat="+.2f")
     figure.update_xaxes(title="← lower than everyone else       higher →", row=1, col=1)
     figure.update_xaxes(title="← fell since the reference       rose →", row=1, col=2)
@@ -209,6 +209,10 @@ def events_by_day(events: Sequence[Event], words: dict[str, str]) -> go.Figure:
     name_rows(figure, [words.get(kind, kind) for kind in kinds])
     figure.update_xaxes(tickformat="%-d %b %Y")
     return finish(figure, 60 + 24 * len(kinds))
+
+
+def _studies(gap: SubgroupGap) -> str:
+    return "number suppressed" if gap.n is None else f"{gap.n} studies"
 
 
 def _tell_worst(stream: StreamScore) -> str:

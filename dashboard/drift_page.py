@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import streamlit as st
 
 from dashboard import charts, window_charts
 from dashboard.glossary import show_terms
-from dashboard.names import detector_words, feature_words, reword
+from dashboard.names import detector_words, feature_words, reword, sentence, value_words
 from dashboard.overview_page import show_banner
 from dashboard.palette import KIND_WORDS, VERDICT_WORDS
-from dashboard.reading import chosen_model, pick_window, plain, show_table, store
+from dashboard.reading import chosen_model, pick_window, plain, reports_of, show_table, store
 from dashboard.wording import tell_change, tell_window
+from monitor.reconciliation import reconcile
 from monitor.results import Verdict, WindowReport
 
 TERMS: tuple[str, ...] = ("Reference", "Window", "Drift", "Not enough data", "Beyond chance", "95 % interval")
@@ -21,8 +24,8 @@ QUIET_BAR = {"displayModeBar": False}
 def show() -> None:
     """Show the page."""
     st.title("Drift", anchor=False)
-    settings, records = store()
-    reports = records.reports(chosen_model())
+    settings, _ = store()
+    reports = reports_of(chosen_model())
     if reports:
         st.subheader("Which kind of change, window by window", anchor=False)
         st.plotly_chart(window_charts.kinds_by_week(reports), width="stretch", key="kinds", config=QUIET_BAR)
@@ -32,7 +35,9 @@ def show() -> None:
     show_banner(report.verdict, tell_window(report), tell_change(report))
     _show_effects(report, settings.drift.minimum_effect)
     _show_places(report)
+    _show_examples(report)
     _show_losses(report)
+    _show_errors(reports)
     with st.expander("The figures as a table"):
         show_table(_table(report))
     _offer_evidently(report)
@@ -62,7 +67,33 @@ def _show_places(report: WindowReport) -> None:
         st.info("The export carries no attributes, so a change cannot be attributed to any of them.")
         return
     st.plotly_chart(charts.attribution(report.contributions), width="stretch", key="attribution", config=QUIET_BAR)
-    st.caption("How much of the studies each value makes up, most changed first.")
+    st.caption(
+        "How much of the studies each value makes up; first what is beyond chance over all values, then the most "
+        "changed. A value with few patients is not shown, so that nobody can be named by it."
+    )
+    moved = [c for c in report.contributions if c.beyond_chance and c.p_within is not None and c.p_within < 0.05]
+    if moved:
+        names = ", ".join(value_words(c.attribute, c.value) for c in moved[:5])
+        st.markdown(plain(f"Images look other than they did within: {names}."))
+
+
+def _show_examples(report: WindowReport) -> None:
+    if not report.examples:
+        return
+    st.subheader("The studies that show it best", anchor=False)
+    show_table(
+        [
+            {
+                "study": example.study_uid,
+                "distance from the reference": example.score,
+                "nearest reference studies": ", ".join(example.neighbours),
+            }
+            for example in report.examples
+        ]
+    )
+    st.caption(
+        "One study a patient, the plainest first. The distance is in standard deviations of the reference's studies."
+    )
 
 
 def _show_losses(report: WindowReport) -> None:
@@ -73,9 +104,23 @@ def _show_losses(report: WindowReport) -> None:
             "Loss is the reference minus this window, with a 95 % interval over patients. Estimates use no labels of "
             "this window: they see harder cases, but not a changed meaning of the images."
         )
+    if doubts := list(dict.fromkeys(words for harm in report.harms for words in harm.assumptions)):
+        st.warning("**Do not trust the estimates blindly.**  \n" + "  \n".join(plain(sentence(d)) for d in doubts))
     reasons = {harm.reason for harm in report.harms if harm.loss is None and harm.reason}
     if reasons:
         st.caption(plain(f"Not told where: {'; '.join(sorted(reasons))}."))
+
+
+def _show_errors(reports: Sequence[WindowReport]) -> None:
+    errors = reconcile(reports)
+    if not errors:
+        return
+    st.subheader("What earlier estimates were worth", anchor=False)
+    st.plotly_chart(window_charts.estimate_errors(errors), width="stretch", key="errors", config=QUIET_BAR)
+    st.caption(
+        "Estimated minus measured, once labels had come; 0 is a perfect estimate. Lines are what chance alone allows "
+        "in 95 % of windows. What lies beyond widens the intervals of later estimates."
+    )
 
 
 def _table(report: WindowReport) -> list[dict[str, object]]:

@@ -10,7 +10,7 @@ from dashboard import charts, window_charts
 from dashboard.glossary import show_terms
 from dashboard.names import METRIC_MEANINGS, METRIC_WORDS, metric_words
 from dashboard.palette import VERDICT_WORDS
-from dashboard.reading import chosen_model, pick_finding, pick_window, plain, show_table, store
+from dashboard.reading import chosen_model, pick_finding, pick_window, plain, reports_of, show_table
 from dashboard.wording import tell_gap, tell_unjudged
 from monitor.results import SubgroupGap, Verdict, WindowReport
 
@@ -18,8 +18,7 @@ from monitor.results import SubgroupGap, Verdict, WindowReport
 def show() -> None:
     """Show the page."""
     st.title("Fairness", anchor=False)
-    _, records = store()
-    reports = records.reports(chosen_model())
+    reports = reports_of(chosen_model())
     finding = pick_finding(reports[-1]) if reports else ""
     _show_history(reports, finding)
     report = pick_window()
@@ -111,6 +110,8 @@ def _table(gaps: Sequence[SubgroupGap]) -> list[dict[str, object]]:
             "change": gap.change,
             "change low": gap.change_low,
             "change high": gap.change_high,
+            "p": gap.p_value,
+            "p needed": gap.threshold,
             "verdict": VERDICT_WORDS[gap.verdict],
             "in words": tell_unjudged(gap),
         }

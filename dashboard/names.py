@@ -14,6 +14,8 @@ METRIC_WORDS = {
     "specificity": "specificity",
     "accuracy": "accuracy",
     "selection_rate": "share called positive",
+    "calibration_offset": "mean score less truth",
+    "equalised_odds": "equalised odds",
 }
 METRIC_MEANINGS = {
     "auroc": "AUROC: how well the scores rank sick above healthy; 0.5 is chance, 1 is perfect.",
@@ -22,6 +24,8 @@ METRIC_MEANINGS = {
     "specificity": "Specificity: of the studies without it, the share that the model leaves alone.",
     "accuracy": "Accuracy: the share of studies that the model calls right.",
     "selection_rate": "Share called positive: the share of studies that the model calls positive, right or wrong.",
+    "calibration_offset": "Mean score less truth: above 0 the scores promise more findings than there are.",
+    "equalised_odds": "Equalised odds: the larger of the gaps in sensitivity and in specificity, whatever their sign.",
 }
 DETECTOR_WORDS = {
     "mmd": "MMD",
@@ -51,6 +55,7 @@ STRATEGY_MEANINGS = {
 
 SPAN = re.compile(r"(?<![\w-])(\d{4}-\d\d-\d\d)(?:/| to )(\d{4}-\d\d-\d\d)(?![\w-])")
 IN_REASONS = {r"\bauroc\b": "AUROC", r"\bbrier\b": "Brier score", r"\bchi_square\b": "chi-square"}
+IN_REASONS |= {r"\bcalibration_offset\b": "mean score less truth", r"\bequalised_odds\b": "equalised odds"}
 IN_REASONS |= {r"\bselection_rate\b": "share called positive", r" = (?=[<>≤≥])": " "}
 
 

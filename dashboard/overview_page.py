@@ -10,7 +10,7 @@ from dashboard import charts, window_charts
 from dashboard.glossary import show_terms
 from dashboard.names import METRIC_MEANINGS, days, reword, sentence
 from dashboard.palette import GRADE_WORDS, VERDICT_WORDS
-from dashboard.reading import chosen_model, pick_finding, plain, show_table, store
+from dashboard.reading import chosen_model, pick_finding, plain, reports_of, show_table, store
 from dashboard.wording import (
     tell_alarm,
     tell_arrivals,
@@ -53,7 +53,7 @@ def show() -> None:
     settings, records = store()
     model = chosen_model()
     st.title("Overview", anchor=False)
-    reports, history = records.reports(model), records.champion_history(model)
+    reports, history = reports_of(model), records.champion_history(model)
     if not reports:
         st.info("No window has been watched yet. The first verdict appears after the next round.")
         _show_action(model)

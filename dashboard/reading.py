@@ -16,6 +16,7 @@ from dashboard.names import distinct
 from dashboard.serving import DIRECTORY
 from dashboard.wording import tell_window
 from monitor.results import WindowReport
+from monitor.suppression import suppress_report
 from registry.model_versions import ModelVersions
 from registry.records import Records, open_records
 from registry.settings import Settings, read_settings
@@ -62,10 +63,15 @@ def model_names(records: Records) -> list[str]:
     return sorted(records.models(), key=lambda name: (not records.reports(name), name))
 
 
+def reports_of(model: str) -> list[WindowReport]:
+    """Give the reports of a model as they may be shown: small cells never leave the process."""
+    settings, records = store()
+    return [suppress_report(report, settings.drift.smallest_cell) for report in records.reports(model)]
+
+
 def pick_window() -> WindowReport | None:
     """Let the reader pick a watched window, the newest first; None, and a word about it, when there is none."""
-    _, records = store()
-    reports = records.reports(chosen_model())[::-1]
+    reports = reports_of(chosen_model())[::-1]
     if not reports:
         st.info("No window has been watched yet. The first verdict appears after the next round.")
         return None

@@ -20,9 +20,12 @@ from dashboard.palette import (
     VERDICT_WORDS,
 )
 from monitor.cohorts import Window
+from monitor.reconciliation import EstimationError
 from monitor.results import DriftResult, Harm, Source, SubgroupGap, Verdict, WindowReport
 from registry.entries import ChampionRecord
 
+NORMAL = 1.96
+ERROR_MARKS = ("circle", "square", "diamond", "cross")
 ASIDE = 0.09
 """How far the estimate stands beside the measured figure, in lengths of a window, so that no whisker hides another."""
 
@@ -93,6 +96,33 @@ def gaps_by_week(reports: Sequence[WindowReport], finding: str) -> go.Figure:
     return _grid(reports, names, verdicts, told)
 
 
+def estimate_errors(errors: Sequence[EstimationError]) -> go.Figure:
+    """Draw what each estimate was off by once labels had come, one line a figure; whiskers are what chance allows."""
+    figure = go.Figure()
+    names = list(dict.fromkeys((error.metric, error.finding) for error in errors))
+    several = len({finding for _, finding in names}) > 1
+    for place, (metric, finding) in enumerate(names):
+        mine = [error for error in errors if (error.metric, error.finding) == (metric, finding)]
+        reach = [NORMAL * error.variance**0.5 for error in mine]
+        aside = [ASIDE * place * (error.window.end - error.window.start) for error in mine]
+        figure.add_scatter(
+            x=[error.window.middle + by for error, by in zip(mine, aside, strict=True)],
+            y=[error.error for error in mine],
+            error_y={"type": "data", "array": reach, "thickness": 1.5, "width": 0},
+            mode="lines+markers",
+            name=safe(metric_words(metric) + (f" of {finding}" if several else "")),
+            line={"width": 1.5, "dash": "dot"},
+            marker={"size": 9, "symbol": ERROR_MARKS[place % len(ERROR_MARKS)]},
+            customdata=[days(error.window) for error in mine],
+            hovertemplate="%{customdata}: %{y:+.3f}<extra></extra>",
+        )
+    figure.add_hline(y=0, line={"color": UNKNOWN, "width": 2})
+    windows = list(dict.fromkeys(error.window for error in errors))
+    _name_days(figure, windows)
+    figure.update_yaxes(title="estimated minus measured", tickformat="+.2f")
+    return finish(figure, 320).update_layout(showlegend=True)
+
+
 def harm_of(report: WindowReport, source: Source, metric: str, finding: str) -> Harm | None:
     """Look up the loss of one figure in a report."""
     return next(
@@ -140,7 +170,11 @@ def _grid(
 
 def _name_windows(figure: go.Figure, reports: Sequence[WindowReport]) -> None:
     """Name each window by its first day, under its middle."""
-    shown = spread([report.window for report in reports])
+    _name_days(figure, [report.window for report in reports])
+
+
+def _name_days(figure: go.Figure, windows: Sequence[Window]) -> None:
+    shown = spread(windows)
     figure.update_xaxes(
         showgrid=False,
         tickvals=[window.middle for window in shown],

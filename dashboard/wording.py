@@ -96,8 +96,8 @@ def tell_for_whom(report: WindowReport) -> str:
         worst = sorted({f"{gap.attribute} {gap.value} ({metric_words(gap.metric)})" for gap in hit})
         return f"The gap to everyone else changed for {', '.join(worst[:3])}{' and others' if len(worst) > 3 else ''}."
     carried = ""
-    if report.verdict is Verdict.DRIFT and report.contributions:
-        top = report.contributions[0]
+    top = next((c for c in report.contributions if c.beyond_chance and not c.suppressed), None)
+    if report.verdict is Verdict.DRIFT and top and top.share_reference is not None and top.share_current is not None:
         carried = (
             f"Mostly studies with {value_words(top.attribute, top.value)}: {top.share_reference:.0%} of the reference, "
             f"{top.share_current:.0%} now. "

@@ -47,7 +47,7 @@ def _calibrate_once(ward: Ward, reference: Cohort, patients: int) -> dict[str, f
     identity = [
         CALIBRATION,
         reference.digest,
-        hashlib.sha256(np.ascontiguousarray(reference.scores)).hexdigest(),
+        hashlib.sha256(reference.scores.tobytes()).hexdigest(),
         size,
         policy.model_dump_json(),
     ]

@@ -147,12 +147,14 @@ def watch(
         from flows.watching import watch as watch_one
         from flows.watching import windows_to_watch
         from monitor.results import Verdict
+        from monitor.suppression import suppress_report
         from registry.settings import read_window
 
         name, now = _model(ward, model), datetime.now(UTC)
         windows = [read_window(window)] if window else windows_to_watch(ward, name, until=now)
         reports = [watch_one(ward, name, one, at=now) for one in windows]
-        _show(as_json, reports, show_reports)
+        smallest = ward.settings.drift.smallest_cell
+        _show(as_json, [suppress_report(report, smallest) for report in reports], show_reports)
         if any(report.verdict is Verdict.DRIFT for report in reports):
             raise typer.Exit(3)
 

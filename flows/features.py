@@ -29,12 +29,16 @@ def load_features(cohort: Cohort, features: FeatureStore) -> Cohort:
     """
     if cohort.images is None or not (seen := cohort.images != "").any():
         return cohort
-    embeddings = features.embeddings(cohort.images[seen])
+    images = cohort.images[seen]
     if not seen.all():
         log.warning("%d of %d studies have no image and are left out", int((~seen).sum()), len(cohort))
         cohort = cohort.select(seen)
-    statistics = features.statistics(cohort.images).astype(np.float64)
-    return replace(cohort, embeddings=embeddings, image_statistics=dict(zip(STATISTICS, statistics.T, strict=True)))
+    statistics = features.statistics(images).astype(np.float64)
+    return replace(
+        cohort,
+        embeddings=features.embeddings(images),
+        image_statistics=dict(zip(STATISTICS, statistics.T, strict=True)),
+    )
 
 
 def compute_features(

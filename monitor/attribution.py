@@ -1,51 +1,169 @@
-"""Where a drift sits: which attribute values gained or lost share, and in which the embeddings moved most."""
+"""Where a drift sits: which attribute values gained or lost share, in which the images look other than they did."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from monitor.cohorts import MISSING, Cohort, Window
+from monitor.multiplicity import holm_thresholds
+from monitor.permutations import contrasts, p_value
 from monitor.results import Contribution
 
 Floats = NDArray[np.float64]
+Codes = NDArray[np.intp]
+
+PERMUTATIONS = 999
+LEAST_PATIENTS = 5
+COMPONENTS = 16
+"""Leading principal components, learned from both sides without looking at which is which, that are compared."""
+
+ALPHA = 0.05
+"""Probability that any value is said to be beyond chance when none is, over all values of the window."""
 
 
-def attribute_drift(reference: Cohort, current: Cohort, *, window: Window) -> tuple[Contribution, ...]:
+def attribute_drift(
+    reference: Cohort, current: Cohort, *, window: Window, generator: np.random.Generator
+) -> tuple[Contribution, ...]:
     """List the values of every attribute by how much they carry of the drift, most first.
 
-    A numeric attribute is cut at the reference's quartiles. ``shift`` is the mean, inside the value, of
-    the study's place along the direction between the two mean embeddings, in reference standard
-    deviations; None without embeddings or without current studies.
+    A numeric attribute is cut at the reference's quartiles. ``shift`` is the mean, inside the value, of the
+    study's place along the direction between the two mean embeddings, in reference standard deviations; None
+    without embeddings or without current studies. ``p_share`` tests whether the value's share changed, ``p_within``
+    whether the images of studies with this value moved among themselves, which no change of shares can do; both
+    relabel patients, a patient on both sides counts as current only. What is beyond chance over all values
+    (Holm) comes first.
     """
-    places = _places(reference, current)
-    contributions = []
+    places, components = _places(reference, current), _components(reference, current)
+    strangers = ~np.isin(reference.patient_key, current.patient_key)
+    keys = np.concatenate([reference.patient_key[strangers], current.patient_key])
+    owners = np.unique(keys, return_inverse=True)[1]
+    is_current = np.arange(len(keys)) >= strangers.sum()
+    enough = min(len(np.unique(owners[is_current])), len(np.unique(owners[~is_current]))) >= LEAST_PATIENTS
+    weights = _weights(owners, is_current, generator) if enough else None
+    kept = np.concatenate([strangers, np.ones(len(current), dtype=np.bool_)])
+    rows: list[Contribution] = []
     for name, column in current.attributes.items():
         if name not in reference.attributes:
             continue
         before, now = _as_words(reference.attributes[name], column)
-        for value in np.unique(np.concatenate([before, now])):
-            inside = now == value
-            contributions.append(
-                Contribution(
-                    window=window,
-                    attribute=name,
-                    value=str(value),
-                    n_current=int(inside.sum()),
-                    share_reference=float((before == value).mean()) if len(before) else 0.0,
-                    share_current=float(inside.mean()) if len(now) else 0.0,
-                    shift=float(places[inside].mean()) if places is not None and inside.any() else None,
+        values, codes = np.unique(np.concatenate([before, now]), return_inverse=True)
+        tested, carried = codes[kept], _carry(reference, current, codes, len(values))
+        p_shares = _test_shares(tested, len(values), owners, weights)
+        for place, value in enumerate(values):
+            mine = tested == place
+            rows.append(
+                replace(
+                    _describe(window, name, str(value), before, now, places),
+                    carried=carried[place],
+                    p_share=p_shares[place],
+                    p_within=_test_within(components, mine, kept, owners, is_current, generator),
+                    patients_reference=len(np.unique(reference.patient_key[before == value])),
+                    patients_current=len(np.unique(current.patient_key[now == value])),
                 )
             )
-    return tuple(sorted(contributions, key=_importance))
+    return tuple(sorted(_judge(rows), key=_importance))
 
 
-def _importance(contribution: Contribution) -> tuple[float, float, str, str]:
-    """Rank by change of share, a value that arrived before one that went."""
-    change = contribution.share_current - contribution.share_reference
-    return -round(abs(change), 9), -change, contribution.attribute, contribution.value
+def _describe(
+    window: Window, name: str, value: str, before: NDArray[np.str_], now: NDArray[np.str_], places: Floats | None
+) -> Contribution:
+    inside = now == value
+    return Contribution(
+        window=window,
+        attribute=name,
+        value=value,
+        n_current=int(inside.sum()),
+        share_reference=float((before == value).mean()) if len(before) else 0.0,
+        share_current=float(inside.mean()) if len(now) else 0.0,
+        shift=float(places[inside].mean()) if places is not None and inside.any() else None,
+    )
+
+
+def _judge(rows: Sequence[Contribution]) -> list[Contribution]:
+    """Say which values are beyond chance in either way, both p-values of all values corrected together."""
+    tests = [(i, p) for i, row in enumerate(rows) for p in (row.p_share, row.p_within) if p is not None]
+    passed = {
+        i for (i, p), bound in zip(tests, holm_thresholds([p for _, p in tests], ALPHA), strict=True) if p <= bound
+    }
+    return [replace(row, beyond_chance=i in passed) for i, row in enumerate(rows)]
+
+
+def _importance(contribution: Contribution) -> tuple[bool, float, float, str, str]:
+    """Rank what is beyond chance first, then by change of share, a value that arrived before one that went."""
+    change = (contribution.share_current or 0.0) - (contribution.share_reference or 0.0)
+    beyond = not contribution.beyond_chance
+    return beyond, -round(abs(change), 9), -change, contribution.attribute, contribution.value
+
+
+def _weights(owners: Codes, is_current: NDArray[np.bool_], generator: np.random.Generator) -> Floats:
+    count = int(owners.max()) + 1
+    current = np.zeros(count, dtype=np.bool_)
+    current[owners[is_current]] = True
+    return contrasts(np.bincount(owners, minlength=count).astype(np.float64), current, PERMUTATIONS, generator)
+
+
+def _test_shares(codes: Codes, values: int, owners: Codes, weights: Floats | None) -> list[float | None]:
+    """Test, for each value, whether its share of the studies changed."""
+    if weights is None:
+        return [None] * values
+    counts = np.zeros((weights.shape[1], values))
+    np.add.at(counts, (owners, codes), 1)
+    return [p_value(column) for column in np.abs(weights @ counts).T]
+
+
+def _test_within(
+    components: Floats | None,
+    mine: NDArray[np.bool_],
+    kept: NDArray[np.bool_],
+    owners: Codes,
+    is_current: NDArray[np.bool_],
+    generator: np.random.Generator,
+) -> float | None:
+    """Test whether the mean of the components moved among the studies of one value; None with too few patients."""
+    if components is None:
+        return None
+    own = np.unique(owners[mine], return_inverse=True)[1]
+    sides = [len(np.unique(own[is_current[mine] == side])) for side in (True, False)]
+    if min(sides) < LEAST_PATIENTS or sum(sides) > int(own.max(initial=-1)) + 1:
+        return None
+    sums = np.zeros((int(own.max()) + 1, components.shape[1]))
+    np.add.at(sums, own, components[kept][mine])
+    moved = np.square(_weights(own, is_current[mine], generator) @ sums)
+    usual = moved.mean(axis=0)  # of all relabellings, the observed among them, so that the p-value stays exact
+    return p_value((moved / np.where(usual > 0, usual, 1)).sum(axis=1))
+
+
+def _components(reference: Cohort, current: Cohort) -> Floats | None:
+    """Give the leading components of all embeddings, each with a spread of 1; (n_reference + n_current, k)."""
+    if reference.embeddings is None or current.embeddings is None or len(reference) < 2 or not len(current):
+        return None
+    both = np.concatenate([reference.embeddings, current.embeddings]).astype(np.float64)
+    centred = both - both.mean(axis=0)
+    spread, axes = np.linalg.eigh(centred.T @ centred / len(centred))
+    leading = np.argsort(spread)[::-1][:COMPONENTS]
+    leading = leading[spread[leading] > 1e-9 * max(float(spread.max()), 1e-300)]
+    return np.asarray(centred @ (axes[:, leading] / np.sqrt(spread[leading]))) if len(leading) else None
+
+
+def _carry(reference: Cohort, current: Cohort, codes: Codes, values: int) -> list[float | None]:
+    """Split the distance between the two mean embeddings among the values: parts that sum to 1; None without one."""
+    if reference.embeddings is None or current.embeddings is None or not len(reference) or not len(current):
+        return [None] * values
+    sides = reference.embeddings.astype(np.float64), current.embeddings.astype(np.float64)
+    middle, direction = sides[0].mean(axis=0), sides[1].mean(axis=0) - sides[0].mean(axis=0)
+    length = float(direction @ direction)
+    if not length > 0:
+        return [None] * values
+    before, now = (
+        np.bincount(mine, weights=(side - middle) @ direction, minlength=values) / len(side)
+        for side, mine in zip(sides, (codes[: len(reference)], codes[len(reference) :]), strict=True)
+    )
+    return [float(part) for part in (now - before) / length]
 
 
 def _places(reference: Cohort, current: Cohort) -> Floats | None:

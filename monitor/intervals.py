@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -95,7 +96,7 @@ class Estimate:
         """
         if self.value is None or self.patients < 2:
             return None, None
-        quantile = float(t.ppf(0.5 + level / 2, self.patients - 1))
+        quantile = _student(0.5 + level / 2, self.patients - 1)
         value, spread = self.value, self.spread
         reach = quantile * spread
         if self.form is Form.NORMAL:
@@ -198,6 +199,11 @@ def replicate(statistic: Statistic, counts: Floats, *patients: NDArray[np.intp])
 def sum_by_patient(terms: Floats, patients: NDArray[np.intp], total: int) -> Floats:
     """Add up the terms (n, k) of each patient's studies; shape (total, k)."""
     return np.stack([np.bincount(patients, weights=column, minlength=total) for column in terms.T], axis=1)
+
+
+@lru_cache(maxsize=4096)
+def _student(probability: float, freedom: int) -> float:
+    return float(t.ppf(probability, freedom))
 
 
 def _wilson(value: float, n: float, quantile: float) -> tuple[float, float]:

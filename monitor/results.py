@@ -190,6 +190,19 @@ class Contribution:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleStudy:
+    """A study that shows a drift well, and the reference studies nearest to it by embedding, nearest first.
+
+    ``score`` says how far it looks from the reference, in reference standard deviations of a classifier's scores.
+    """
+
+    study_uid: str
+    score: float
+    neighbours: tuple[str, ...]
+    distances: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WindowReport:
     """Everything one visit measured in one window; ``verdict`` is the headline and ``reason`` says why."""
 
@@ -205,3 +218,4 @@ class WindowReport:
     gaps: tuple[SubgroupGap, ...]
     harms: tuple[Harm, ...]
     contributions: tuple[Contribution, ...]
+    examples: tuple[ExampleStudy, ...] = ()

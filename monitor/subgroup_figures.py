@@ -35,7 +35,7 @@ def _offset(answers: Answers) -> Sums:
 
 FIGURES: Mapping[str, Measure] = {
     **{name: MEASURES[name] for name in ("auroc", "sensitivity", "specificity", "selection_rate", "ece")},
-    "calibration_offset": Measure(form=Form.NORMAL, basis=Basis.BOTH, sums=_offset),
+    "calibration_offset": Measure(form=Form.NORMAL, basis=Basis.LABELLED, sums=_offset),
 }
 """What is measured of a subgroup. ``calibration_offset`` is the mean score minus the prevalence (in the large)."""
 

@@ -13,6 +13,7 @@ from monitor.attribution import attribute_drift
 from monitor.cohorts import Cohort, Window
 from monitor.comparisons import Background, Question, answer, list_questions
 from monitor.detectors import Outcome, is_constant
+from monitor.examples import show_examples
 from monitor.harm import headline_harm, measure_harm
 from monitor.multiplicity import holm_thresholds
 from monitor.performance import evaluate
@@ -20,6 +21,7 @@ from monitor.policies import DriftPolicy
 from monitor.results import DriftResult, Verdict, WindowReport
 from monitor.subgroups import measure_gaps
 
+EXAMPLES = 12
 Tell = Callable[[str], None]
 CONSTANT = "every study of the window has the same embedding: is preprocessing upstream broken?"
 
@@ -53,11 +55,14 @@ def watch_window(  # noqa: PLR0913 - a visit needs both sides, whose they are, a
     harms = measure_harm(
         reference, current, window=window, policy=policy, generator=generator, history=background.errors
     )
-    contributions = attribute_drift(reference, current, window=window)
+    contributions = attribute_drift(reference, current, window=window, generator=generator)
+    verdict = headline_verdict(results)
+    drifted = verdict is Verdict.DRIFT
+    examples = show_examples(reference, current, most=EXAMPLES, generator=generator) if drifted else ()
     report = WindowReport(
         model=model,
         window=window,
-        verdict=headline_verdict(results),
+        verdict=verdict,
         reason="",
         n=len(current),
         patients=current.patients,
@@ -67,6 +72,7 @@ def watch_window(  # noqa: PLR0913 - a visit needs both sides, whose they are, a
         gaps=gaps,
         harms=harms,
         contributions=contributions,
+        examples=examples,
     )
     return replace(report, reason=_sentence(report))
 
@@ -193,10 +199,11 @@ def _harm_sentence(report: WindowReport) -> str:
 
 
 def _carrier_sentence(report: WindowReport) -> str:
-    if not report.contributions:
+    """Say where the drift sits, if that is beyond chance: in a value that came or went, or within one."""
+    top = next(iter(report.contributions), None)
+    if top is None or not top.beyond_chance or top.share_reference is None or top.share_current is None:
         return ""
-    top = report.contributions[0]
-    return (
-        f" Most of it sits in {top.attribute} = {top.value}: "
-        f"{top.share_reference:.0%} of the reference, {top.share_current:.0%} now."
-    )
+    value = f"{top.attribute} = {top.value}"
+    if top.p_within is not None and (top.p_share is None or top.p_within < top.p_share):
+        return f" Images of {value} look other than they did."
+    return f" Most of it sits in {value}: {top.share_reference:.0%} of the reference, {top.share_current:.0%} now."

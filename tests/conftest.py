@@ -298,6 +298,7 @@ def _contributions(window: Window, drifted: bool) -> tuple[Contribution, ...]:
             share_reference=before,
             share_current=now,
             shift=shift if drifted else 0.0,
+            beyond_chance=drifted and abs(now - before) > 0.1,
         )
         for attribute, value, before, now, shift in rows
     )

@@ -1,9 +1,11 @@
 """Where a drift sits, by hand."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from monitor.attribution import attribute_drift
 from monitor.cohorts import MISSING, Cohort, Window
@@ -30,7 +32,10 @@ def make_cohort(attributes, embeddings=None) -> Cohort:
 
 def attribute(reference, current) -> dict:
     """Give (value) -> contribution in the order of importance."""
-    return {(c.attribute, c.value): c for c in attribute_drift(reference, current, window=WEEK)}
+    return {
+        (c.attribute, c.value): c
+        for c in attribute_drift(reference, current, window=WEEK, generator=np.random.default_rng(0))
+    }
 
 
 def test_shares_and_shifts_by_hand():
@@ -109,3 +114,64 @@ def test_an_attribute_of_one_side_is_left_out_and_an_empty_window_has_shares_of_
     assert {name for name, _ in attribute(reference, current)} == {"site"}
     empty = attribute(reference, reference.select(np.zeros(2, dtype=bool)))
     assert {(c.n_current, c.share_current, c.shift) for c in empty.values()} == {(0, 0.0, None)}
+
+
+def world(rng, patients, *, first=0, site_b=0.3, moved="", images=2) -> Cohort:
+    """Draw patients of two sites and two sexes; the images of one value, or of all, are moved."""
+    owner = np.arange(patients).repeat(images)
+    site = np.where(rng.random(patients) < site_b, "b", "a")[owner]
+    sex = rng.choice(["F", "M"], patients)[owner]
+    values = rng.normal(size=(patients, 20))[owner] + 0.2 * rng.normal(size=(len(owner), 20))
+    values += 1.5 * (site == "b")[:, None]
+    values += 1.0 * ((site == moved) | (sex == moved) | (moved == "all"))[:, None]
+    cohort = make_cohort({"site": site, "sex": sex}, values)
+    return replace(
+        cohort,
+        patient_key=np.array([f"p{first + i}" for i in owner]),
+        study_uid=np.array([f"s{first * images + i}" for i in range(len(owner))]),
+    )
+
+
+def beyond(found) -> set:
+    return {key for key, contribution in found.items() if contribution.beyond_chance}
+
+
+def test_a_value_that_gained_share_is_told_from_one_that_moved_within():
+    rng = np.random.default_rng(0)
+    reference = world(rng, 150)
+    more = attribute(reference, world(rng, 80, first=1000, site_b=0.8))
+    assert list(more)[:2] == [("site", "b"), ("site", "a")]
+    assert {("site", "a"), ("site", "b")} <= beyond(more)
+    # within either sex the sites have changed, so their images have; within a site nothing has: the site explains it
+    assert min(more["sex", value].p_share for value in "FM") > 0.01
+    assert max(more["sex", value].p_within for value in "FM") < 0.01
+    assert more["site", "b"].p_share == 1 / 1000
+    assert min(more["site", value].p_within for value in "ab") > 0.01
+    within = attribute(reference, world(rng, 80, first=1000, moved="b"))
+    assert within["site", "b"].p_within == 1 / 1000
+    assert within["site", "b"].beyond_chance
+    assert within["site", "a"].p_within > 0.01
+    assert min(within["site", value].p_share for value in "ab") > 0.01
+    assert next(iter(within)) == ("site", "b")
+
+
+def test_parts_carried_sum_to_the_whole_distance():
+    rng = np.random.default_rng(1)
+    found = attribute(world(rng, 100), world(rng, 60, first=1000, moved="b"))
+    for name in ("site", "sex"):
+        assert sum(c.carried for (attribute, _), c in found.items() if attribute == name) == pytest.approx(1)
+    assert found["site", "b"].carried > 0.8
+
+
+@pytest.mark.parametrize("images", [1, 4])
+def test_nothing_is_beyond_chance_as_rarely_as_promised_where_nothing_changed(images):
+    rng, runs, alarms = np.random.default_rng([2, images]), 60, 0
+    for _ in range(runs):
+        alarms += bool(beyond(attribute(world(rng, 60, images=images), world(rng, 40, first=1000, images=images))))
+    assert alarms <= binom.ppf(1 - 1e-4, runs, 0.05)
+
+
+def test_few_patients_have_no_p_values():
+    rng = np.random.default_rng(3)
+    found = attribute(world(rng, 40), world(rng, 4, first=1000))
+    assert {(c.p_share, c.p_within, c.beyond_chance) for c in found.values()} == {(None, None, False)}

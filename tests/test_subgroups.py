@@ -7,10 +7,11 @@ import pytest
 from scipy.stats import binom
 
 from monitor.cohorts import MISSING, Cohort, Window
+from monitor.multiplicity import Multiplicity
 from monitor.performance import auroc
 from monitor.policies import DriftPolicy
 from monitor.results import SubgroupGap, Verdict
-from monitor.subgroups import GAP_MEASURES, OTHER, cut, find_subgroups, measure_gaps
+from monitor.subgroups import EQUALISED_ODDS, GAP_MEASURES, OTHER, cut, find_partitions, measure_gaps
 from monitor.tasks import Task
 
 WEEK = Window(start=datetime(2026, 1, 5, tzinfo=UTC), end=datetime(2026, 1, 12, tzinfo=UTC))
@@ -58,7 +59,7 @@ def test_gap_is_inside_minus_outside_and_change_is_gap_minus_reference_gap():
     rng = np.random.default_rng(0)
     reference, current = sample(rng, 300), sample(rng, 200, first=1000, spoiled=0.5)
     gaps = measure(reference, current)
-    assert len(gaps) == (2 + 3) * len(GAP_MEASURES)
+    assert len(gaps) == (2 + 3) * (len(GAP_MEASURES) + 1)
 
     def by_hand(cohort: Cohort, metric: str) -> tuple[float, float]:
         sides = []
@@ -71,6 +72,7 @@ def test_gap_is_inside_minus_outside_and_change_is_gap_minus_reference_gap():
                     "sensitivity": said[labels == 1].mean(),
                     "specificity": 1 - said[labels == 0].mean(),
                     "selection_rate": said.mean(),
+                    "calibration_offset": scores.mean() - labels.mean(),
                 }[metric]
             )
         return sides[0], sides[1]
@@ -100,8 +102,8 @@ def test_a_subgroup_that_came_to_harm_is_named_and_no_other():
     assert harmed.verdict is Verdict.DRIFT
     assert harmed.change < -0.15
     assert harmed.change_high < 0
-    # Two sexes are one comparison and three sites are three, each by four figures.
-    assert harmed.reason.endswith("since the reference, beyond chance over 16 comparisons")
+    # Two sexes are one comparison and three sites are three, each by five figures.
+    assert harmed.reason.endswith("since the reference, beyond chance over 20 comparisons")
 
 
 def test_a_gap_that_was_there_before_is_no_drift():
@@ -209,7 +211,7 @@ def test_numbers_become_bands():
 
 def subgroups(before, now, policy=POLICY):
     cohorts = [make_cohort(np.full(len(c), 0.5), np.zeros(len(c)), {"device": c}) for c in (before, now)]
-    return [group.value for group in find_subgroups(*cohorts, policy)]
+    return [value for partition in find_partitions(*cohorts, policy) for value in partition.values]
 
 
 def test_values_of_either_side_are_subgroups_and_one_value_is_none():
@@ -236,3 +238,70 @@ def test_empty_windows_and_equal_seeds():
     nobody = measure(reference, current.select(np.zeros(100, dtype=bool)))
     assert {gap.verdict for gap in nobody} == {Verdict.NOT_ENOUGH_DATA}
     assert measure(reference, current, seed=3) == measure(reference, current, seed=3)
+
+
+# --- intersections, equalised odds, p-values
+
+
+def test_attributes_are_crossed_to_the_chosen_depth():
+    rng = np.random.default_rng(11)
+    reference, current = sample(rng, 300), sample(rng, 250, first=1000)
+    crossed = POLICY.model_copy(update={"intersection_depth": 2})
+    gaps = measure(reference, current, policy=crossed)
+    assert {gap.attribute for gap in gaps} == {"sex", "site", "sex & site"}
+    gap = one(gaps, "sex & site", "F & B", "selection_rate")
+    assert gap.parts == (("sex", "F"), ("site", "B"))
+    rows = (current.attributes["site"] == "B") & (current.attributes["sex"] == "F")
+    said = current.scores[:, 0] >= 0.5
+    assert (gap.n, gap.inside, gap.outside) == (rows.sum(), said[rows].mean(), pytest.approx(said[~rows].mean()))
+    assert {g.value for g in gaps if g.attribute == "sex & site"} == {f"{a} & {b}" for a in "FM" for b in "ABC"}
+    assert all(gap.parts == () for gap in gaps if gap.attribute == "sex")
+
+
+def test_intersections_that_are_too_small_are_told_and_not_left_out():
+    rng = np.random.default_rng(12)
+    crossed = POLICY.model_copy(update={"intersection_depth": 2})
+    gaps = measure(sample(rng, 200), sample(rng, 60, first=1000), policy=crossed)
+    small = [gap for gap in gaps if gap.attribute == "sex & site" and gap.metric == "auroc"]
+    assert len(small) == 6
+    assert all(gap.reason.endswith("needed") for gap in small if gap.gap is None)
+    assert any(gap.gap is None for gap in small)
+
+
+def test_equalised_odds_is_the_larger_of_both_error_rates_gaps():
+    rng = np.random.default_rng(13)
+    gaps = measure(sample(rng, 400), sample(rng, 300, first=1000, spoiled=0.6))
+    for value in "FM":
+        parts = [one(gaps, "sex", value, name) for name in ("sensitivity", "specificity")]
+        odds = one(gaps, "sex", value, EQUALISED_ODDS)
+        assert odds.gap == pytest.approx(max(abs(part.gap) for part in parts))
+        assert odds.reference_gap == pytest.approx(max(abs(part.reference_gap) for part in parts))
+        assert odds.change == pytest.approx(odds.gap - odds.reference_gap)
+        assert 0 <= odds.low <= odds.gap <= odds.high
+        assert odds.change_low < odds.change < odds.change_high
+        moved = any(part.verdict is Verdict.DRIFT for part in parts)
+        assert odds.verdict is (Verdict.DRIFT if moved else Verdict.NO_DRIFT)
+    assert one(gaps, "sex", "F", EQUALISED_ODDS).p_value is None
+
+
+def test_a_p_value_is_the_level_at_which_the_interval_reaches_nothing():
+    rng = np.random.default_rng(14)
+    for gap in measure(sample(rng, 300), sample(rng, 200, first=1000, spoiled=0.3)):
+        if gap.p_value is not None and 1e-6 < gap.p_value < 0.99:
+            excluded = gap.change_low > 0 or gap.change_high < 0
+            assert excluded is (gap.p_value <= 1 - gap.level) or abs(gap.p_value - (1 - gap.level)) < 1e-6
+
+
+def test_benjamini_and_hochberg_find_at_least_what_holm_finds():
+    rng = np.random.default_rng(15)
+    sides = sample(rng, 300), sample(rng, 200, first=1000, spoiled=0.6)
+    found = {
+        name: {
+            (gap.attribute, gap.value, gap.metric)
+            for gap in measure(*sides, policy=POLICY.model_copy(update={"multiplicity": Multiplicity(name)}))
+            if gap.verdict is Verdict.DRIFT
+        }
+        for name in ("holm", "bh")
+    }
+    assert found["holm"]
+    assert found["holm"] <= found["bh"]

@@ -1,0 +1,104 @@
+"""Small cells do not leave, nor can they be computed from what does."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from monitor.cohorts import Window
+from monitor.results import Contribution, SubgroupGap, Verdict
+from monitor.suppression import suppress_contributions, suppress_gaps
+
+WEEK = Window(start=datetime(2026, 1, 5, tzinfo=UTC), end=datetime(2026, 1, 12, tzinfo=UTC))
+GAP = SubgroupGap(
+    window=WEEK,
+    attribute="site",
+    value="A",
+    metric="auroc",
+    finding="tumour",
+    n=0,
+    patients=0,
+    inside=0.8,
+    outside=0.9,
+    gap=-0.1,
+    low=-0.2,
+    high=0.0,
+    reference_gap=-0.1,
+    change=0.0,
+    change_low=-0.1,
+    change_high=0.1,
+    level=0.95,
+    verdict=Verdict.NO_DRIFT,
+    reason="measured",
+    p_value=0.5,
+)
+
+
+def gaps(*patients: int, **changes):
+    return [replace(GAP, value=f"v{i}", patients=n, n=2 * n, **changes) for i, n in enumerate(patients)]
+
+
+def shown(rows):
+    return [row.patients for row in rows]
+
+
+def test_a_small_cell_loses_every_figure_and_says_why():
+    small, beside, large = suppress_gaps(gaps(4, 9, 50), 5)
+    assert small == replace(
+        GAP,
+        value="v0",
+        n=None,
+        patients=None,
+        **dict.fromkeys(("inside", "outside", "gap", "low", "high", "reference_gap")),
+        **dict.fromkeys(("change", "change_low", "change_high", "p_value")),
+        suppressed=True,
+        reason="suppressed: fewer than 5 patients",
+    )
+    assert (beside.n, beside.patients, beside.gap, beside.suppressed) == (None, None, -0.1, True)
+    assert large == gaps(4, 9, 50)[2]
+
+
+@pytest.mark.parametrize(
+    ("patients", "left"),
+    [
+        ((5, 6, 7), [5, 6, 7]),
+        ((4, 6, 7), [None, None, 7]),
+        ((4, 3, 7), [None, None, 7]),
+        ((0, 4, 7, 9), [0, None, None, 9]),
+        ((4,), [None]),
+        ((0, 0), [0, 0]),
+    ],
+)
+def test_what_is_left_by_hand(patients, left):
+    assert shown(suppress_gaps(gaps(*patients), 5)) == left
+
+
+def test_every_attribute_finding_and_metric_is_a_table_of_its_own():
+    rows = gaps(3, 40) + gaps(30, 40, metric="sensitivity") + gaps(30, 40, attribute="sex")
+    assert shown(suppress_gaps(rows, 5)) == [None, None, 30, 40, 30, 40]
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=8), st.integers(2, 12))
+def test_no_small_count_is_shown_nor_can_be_computed_from_the_total(patients, smallest):
+    left = suppress_gaps(gaps(*patients), smallest)
+    assert all(n is None or n == 0 or n >= smallest for n in shown(left))
+    hidden = [n for n, row in zip(patients, left, strict=True) if row.patients is None]
+    filled = sum(n > 0 for n in patients)
+    assert len(hidden) != 1 or filled == 1
+    assert suppress_gaps(left, smallest) == left
+
+
+def test_contributions_hide_shares_and_counts_of_either_side():
+    plain = {"window": WEEK, "attribute": "site", "shift": 0.3, "share_reference": 0.5, "share_current": 0.1}
+    rows = [
+        Contribution(**plain, value="a", n_current=6, patients_reference=40, patients_current=3),
+        Contribution(**plain, value="b", n_current=60, patients_reference=45, patients_current=30),
+        Contribution(**plain, value="c", n_current=70, patients_reference=50, patients_current=40),
+    ]
+    small, beside, rest = suppress_contributions(rows, 5)
+    assert (small.n_current, small.share_current, small.share_reference, small.shift) == (None, None, None, None)
+    assert (small.patients_current, small.patients_reference, small.suppressed) == (None, None, True)
+    assert (beside.n_current, beside.share_current, beside.shift) == (None, None, 0.3)
+    assert rest == rows[2]
