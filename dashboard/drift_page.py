@@ -18,6 +18,7 @@ from monitor.results import Verdict, WindowReport
 
 TERMS: tuple[str, ...] = ("Reference", "Window", "Drift", "Not enough data", "Beyond chance", "95 % interval")
 TERMS += ("Estimated without labels", "Image embedding", "MMD, LSDD, classifier, KS, chi-square")
+DOUBTFUL = 0.01
 QUIET_BAR = {"displayModeBar": False}
 
 
@@ -36,6 +37,7 @@ def show() -> None:
     _show_effects(report, settings.drift.minimum_effect)
     _show_places(report)
     _show_examples(report)
+    _show_prevalences(report)
     _show_losses(report)
     _show_errors(reports)
     with st.expander("The figures as a table"):
@@ -109,6 +111,30 @@ def _show_losses(report: WindowReport) -> None:
     reasons = {harm.reason for harm in report.harms if harm.loss is None and harm.reason}
     if reasons:
         st.caption(plain(f"Not told where: {'; '.join(sorted(reasons))}."))
+
+
+def _show_prevalences(report: WindowReport) -> None:
+    told = [shift for shift in report.prevalences if shift.estimate is not None]
+    if not told:
+        return
+    st.subheader("How frequent findings are now", anchor=False)
+    show_table(
+        [
+            {
+                "finding": shift.finding,
+                "in the reference": shift.reference,
+                "now, estimated": shift.estimate,
+                "low": shift.low,
+                "high": shift.high,
+                "assumption": "holds" if shift.fits is None or shift.fits > DOUBTFUL else "doubtful",
+            }
+            for shift in told
+        ]
+    )
+    st.caption(
+        "Estimated without labels, from how the model answers each class in the reference, with 95 % intervals. It "
+        "assumes that every class looks as it did; doubtful says that no mixture of the classes gives these scores."
+    )
 
 
 def _show_errors(reports: Sequence[WindowReport]) -> None:

@@ -16,6 +16,7 @@ from monitor.effect_calibration import calibrate_effects
 from monitor.policies import DriftPolicy
 from monitor.reconciliation import EstimationError
 from monitor.results import DriftKind, NotEnoughData
+from monitor.uncertainty import entropy, margin
 
 PERMUTATIONS_TO_CALIBRATE = 99
 SLOW = "alibi_"
@@ -97,8 +98,11 @@ def list_questions(reference: Cohort, current: Cohort, policy: DriftPolicy) -> I
     for column, finding in enumerate(current.findings):
         sides = reference.scores[:, column], current.scores[:, column]
         yield ask(policy.score_detector, DriftKind.BEHAVIOUR, f"score {finding}", *sides)
-    uncertainties = _entropy(reference.scores), _entropy(current.scores)
-    yield ask(policy.score_detector, DriftKind.BEHAVIOUR, "uncertainty", *uncertainties)
+    for feature, measure in (("uncertainty", entropy), ("margin", margin)):
+        sides = measure(reference.scores, reference.task), measure(current.scores, current.task)
+        # of one chance the margin is the uncertainty read backwards, and needs no test of its own
+        if feature == "uncertainty" or current.scores.shape[1] > 1:
+            yield ask(policy.score_detector, DriftKind.BEHAVIOUR, feature, *sides)
     for name, column_now in current.attributes.items():
         if name in reference.attributes and (not policy.acquisition or name in policy.acquisition + policy.case_mix):
             kind = DriftKind.CASE_MIX if name in policy.case_mix else DriftKind.ACQUISITION
@@ -137,9 +141,3 @@ def _embedded(cohort: Cohort) -> Sample:
     if cohort.embeddings is None:
         return Sample(values=np.empty((0, 0)), patients=cohort.patient_key[:0])
     return Sample(values=cohort.embeddings.astype(np.float64), patients=cohort.patient_key)
-
-
-def _entropy(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean binary entropy of each study's scores, in bits."""
-    p = np.clip(scores, 1e-12, 1 - 1e-12)
-    return np.asarray(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)).mean(axis=1))

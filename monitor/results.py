@@ -190,6 +190,28 @@ class Contribution:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrevalenceShift:
+    """How frequent a finding is now, by what the model says of it; see ``monitor.label_shift``.
+
+    ``reference`` and ``estimate`` are shares of studies, ``low`` and ``high`` bound the estimate at ``level``; None
+    with a ``reason`` where it cannot be told. ``fits`` is a p-value of the assumption that every class looks as it
+    did: small says that no mixture of the classes gives the scores seen.
+    """
+
+    window: Window
+    finding: str
+    reference: float | None
+    estimate: float | None
+    low: float | None
+    high: float | None
+    level: float
+    n: int
+    patients: int
+    reason: str
+    fits: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExampleStudy:
     """A study that shows a drift well, and the reference studies nearest to it by embedding, nearest first.
 
@@ -219,3 +241,4 @@ class WindowReport:
     harms: tuple[Harm, ...]
     contributions: tuple[Contribution, ...]
     examples: tuple[ExampleStudy, ...] = ()
+    prevalences: tuple[PrevalenceShift, ...] = ()

@@ -87,7 +87,7 @@ class SubgroupFigures:
         names: figures out of FIGURES.
     """
 
-    def __init__(  # noqa: PLR0913 - answers, how they are cut, how they are weighed
+    def __init__(
         self, answers: Answers, subgroup: Rows, *, subgroups: int, patients: int, names: Sequence[str] = tuple(FIGURES)
     ) -> None:
         known = ~np.isnan(answers.labels)

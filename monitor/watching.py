@@ -15,6 +15,7 @@ from monitor.comparisons import Background, Question, answer, list_questions
 from monitor.detectors import Outcome, is_constant
 from monitor.examples import show_examples
 from monitor.harm import headline_harm, measure_harm
+from monitor.label_shift import estimate_prevalence
 from monitor.multiplicity import holm_thresholds
 from monitor.performance import evaluate
 from monitor.policies import DriftPolicy
@@ -56,6 +57,8 @@ def watch_window(  # noqa: PLR0913 - a visit needs both sides, whose they are, a
         reference, current, window=window, policy=policy, generator=generator, history=background.errors
     )
     contributions = attribute_drift(reference, current, window=window, generator=generator)
+    progress("prevalence")
+    prevalences = estimate_prevalence(reference, current, window=window, policy=policy, generator=generator)
     verdict = headline_verdict(results)
     drifted = verdict is Verdict.DRIFT
     examples = show_examples(reference, current, most=EXAMPLES, generator=generator) if drifted else ()
@@ -73,6 +76,7 @@ def watch_window(  # noqa: PLR0913 - a visit needs both sides, whose they are, a
         harms=harms,
         contributions=contributions,
         examples=examples,
+        prevalences=prevalences,
     )
     return replace(report, reason=_sentence(report))
 

@@ -271,7 +271,7 @@ def test_progress_is_told():
     told: list[str] = []
     watch(*pair(), progress=told.append)
     assert told[0] == "mmd on embedding"
-    assert told[-3:] == ["performance", "subgroups", "harm"]
+    assert told[-3:] == ["subgroups", "harm", "prevalence"]
     assert len(told) == len(PLANNED) + 3
 
 
