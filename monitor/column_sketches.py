@@ -188,7 +188,7 @@ def hash_text(values: NDArray[np.str_], salt: int = 0) -> Hashes:
 
 
 def mix_bits(numbers: Hashes, salt: int) -> Hashes:
-    """Scramble 64-bit numbers one to one (the finaliser of Steele et al.'s SplitMix, 2014), another way for each salt."""
+    """Scramble 64-bit numbers one to one (finaliser of SplitMix, Steele et al. 2014), another way for each salt."""
     mixed = numbers + np.uint64((salt * 2 + 1) * 0x9E3779B97F4A7C15 % 2**64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed ^= mixed >> np.uint64(shift)

@@ -102,11 +102,19 @@ def fit_reference(values: NDArray[Any], patients: NDArray[Any], *, generator: np
     _need(len(keys), LEAST_PATIENTS, "the reference")
     learns = np.zeros(len(keys), dtype=np.bool_)
     learns[generator.permutation(len(keys))[: len(keys) // 2]] = True
-    teaching, rest = (_in_order_of_patient(owners, half) for half in (learns, ~learns))
-    if len(teaching) > STUDIES_TO_LEARN_FROM:
-        teaching = np.sort(generator.choice(teaching, STUDIES_TO_LEARN_FROM, replace=False))
-    learned = learn(np.asarray(values[teaching], dtype=np.float64), generator)
+    order = np.argsort(owners, kind="stable")
+    teaching, rest = order[learns[owners[order]]], order[~learns[owners[order]]]
+    learned = _learn_features(values, teaching, generator)
     return _map_reference(learned, keys[learns], values[rest], keys[owners[rest]])
+
+
+def _learn_features(
+    values: NDArray[Any], teaching: NDArray[np.intp], generator: np.random.Generator, most: int | None = None
+) -> FeatureMap:
+    """Learn from some rows, or from an even draw of them where they are many."""
+    if len(teaching) > STUDIES_TO_LEARN_FROM:
+        teaching = teaching[np.sort(generator.choice(len(teaching), STUDIES_TO_LEARN_FROM, replace=False))]
+    return learn(np.asarray(values[teaching], dtype=np.float64), generator, most)
 
 
 def _map_reference(
@@ -196,7 +204,7 @@ def test_shift(
     kept = values if len(studies) == len(values) else values[studies]  # a copy of a million rows is not free
     moved_now, total_now, squares = _add_up_window(reference.learned, kept, owners, now)
     moved, total = moved_before + moved_now, total_before + total_now
-    counts = (sides @ sizes)[:, None]
+    counts = _count_current(sides, sizes)[:, None]
     differences = moved / counts - (total - moved) / (sizes.sum() - counts)
     variance = (reference.variance + squares / len(studies) - (total_now / len(studies)) ** 2) / 2
     return _judge(reference.learned, differences, variance, (len(studies), len(patients) - len(studies)))
@@ -225,13 +233,10 @@ def permutation_shift(
     """
     _check(values, patients)
     order = np.argsort(patients, kind="stable")
-    teaching = order
-    if len(order) > STUDIES_TO_LEARN_FROM:
-        teaching = np.sort(generator.choice(order, STUDIES_TO_LEARN_FROM, replace=False))
     rest = order[~is_current[order]]
     _need(len(np.unique(patients[rest])), LEAST_PATIENTS, "the reference")
     most = max(1, len(np.unique(patients)) // PATIENTS_A_DIRECTION)
-    learned = learn(np.asarray(values[teaching], dtype=np.float64), generator, most)
+    learned = _learn_features(values, order, generator, most)
     reference = _map_reference(learned, patients[:0], values[rest], patients[rest])
     window = (values[is_current], patients[is_current])
     shift = test_shift(reference, *window, permutations=permutations, generator=generator)
@@ -243,7 +248,7 @@ def _check(values: NDArray[Any], patients: NDArray[Any], width: int | None = Non
         raise ValueError(f"values {values.shape} must be (n, width) and patients {patients.shape} (n,)")
     if width is not None and values.shape[1] != width:
         raise ValueError(f"the window's embeddings are {values.shape[1]} wide, the reference's {width}")
-    if not np.isfinite(values).all():
+    if not all(np.isfinite(values[rows]).all() for rows in chunks(len(values))):
         raise ValueError("values must be finite; quarantine the others at ingest")
 
 
@@ -252,9 +257,9 @@ def _need(found: int, least: int, where: str) -> None:
         raise TooFewPatients(f"{found} patients in {where}, {least} needed")
 
 
-def _in_order_of_patient(owners: NDArray[np.intp], half: NDArray[np.bool_]) -> NDArray[np.intp]:
-    rows = np.flatnonzero(half[owners])
-    return rows[np.argsort(owners[rows], kind="stable")]
+def _count_current(sides: NDArray[np.bool_], sizes: Floats) -> Floats:
+    """Count the current studies of each relabelling; piece by piece, for the product needs floats of all patients."""
+    return np.sum([sides[:, some] @ sizes[some] for some in chunks(len(sizes))], axis=0)
 
 
 def _add_up_reference(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from monitor import comparisons
 from monitor.cohorts import Cohort, Window
 from monitor.policies import DriftPolicy
 from monitor.results import DriftKind, Source, Verdict, WindowReport
@@ -272,7 +273,7 @@ def test_progress_is_told():
     watch(*pair(), progress=told.append)
     assert told[0] == "mmd on embedding"
     assert told[-3:] == ["subgroups", "harm", "prevalence"]
-    assert len(told) == len(PLANNED) + 3
+    assert len(told) == len(PLANNED) + 4
 
 
 def test_the_headline_is_drift_over_no_drift_over_not_enough():
@@ -298,3 +299,15 @@ def test_false_alarms_of_a_whole_window_stay_at_alpha(images):
         sides = sample(rng, 50, "r", images=images), sample(rng, 30, "c", images=images)
         alarms += watch(*sides, policy.model_copy(update={"seed": seed})).verdict is Verdict.DRIFT
     assert alarms <= binom.ppf(1 - 1e-4, runs, policy.drift_alpha(WEEK))
+
+
+def test_many_patients_are_compared_by_bins_with_the_same_words_and_nearly_the_same_figures(monkeypatch):
+    reference, current = pair(patients=(700, 300), shift=0.3, images=1)
+    exact = rows(watch(reference, current))
+    monkeypatch.setattr(comparisons, "MOST_PERMUTED", 500)
+    binned = rows(watch(reference, current))
+    for key in (("ks", "score tumour"), ("chi_square", "device"), ("ks", "age")):
+        assert binned[key].effect_name == exact[key].effect_name
+        assert binned[key].effect == pytest.approx(exact[key].effect, abs=0.03)
+        assert binned[key].verdict is exact[key].verdict
+    assert binned["ks", "score tumour"].p_value < exact["ks", "score tumour"].p_value
