@@ -17,21 +17,28 @@ The constants of monitor/embedding_features.py were tuned on the worlds "real, d
 were looked at after. The sizes of the shifts were set once, beforehand; "planted mixture" was added when on "real,
 development" none of our detectors saw the tenth of patients from another source ("mixture").
 
+Ours relabel each pair with a seed of its own. In a real world all pairs are drawn from one pool of patients, but each
+by an even draw of its own: given the pool, unchanged pairs are independent, an exact test alarms on at most ALPHA of
+them, and a binomial bound holds; it says nothing of other pools. Relabelling all of them with one seed would not do.
+
 Scores are kept in ~/.cache/wardround-bench/power, a file for each detector, world and kind of shift, so that a run
-that was stopped goes on; the files of our detectors carry the version of their features.
+that was stopped goes on; the files of our detectors carry a checksum of their source.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import io
 import json
 import logging
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -39,13 +46,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import binom
 from threadpoolctl import threadpool_limits
 
 from benchmarks.results import Case, record
 from benchmarks.worlds import CACHE, PLANTED, REAL_KINDS, Pair, draw_pair
-from monitor.embedding_features import VERSION
-from monitor.embedding_shift import permutation_shift
-from monitor.kernels import permutation_mmd
+from monitor import domain_classifier, embedding_features, embedding_shift, kernels, permutations
 
 ALPHA = 0.05
 PERMUTATIONS = 200
@@ -80,7 +86,7 @@ def _own(test: Callable[..., tuple[float, float, float]]) -> Detector:
         values = np.concatenate([pair.before, pair.now])
         patients = np.unique(np.concatenate([pair.before_patients, pair.now_patients]), return_inverse=True)[1]
         is_current = np.arange(len(values)) >= len(pair.before)
-        generator = np.random.default_rng(0)
+        generator = np.random.default_rng(zlib.crc32(pair.now.tobytes()))
         statistic, _, p = test(values, patients, is_current, permutations=PERMUTATIONS, generator=generator)
         return _by_p(p, statistic)
 
@@ -176,8 +182,16 @@ def _frouros_mmd(pair: Pair) -> Answer:
     return Answer(float(detector.compare(X=now)[0].distance), None)
 
 
-OURS: dict[str, Detector] = {"embedding_shift": _own(permutation_shift), "mmd": _own(permutation_mmd)}
-TOGETHER = "embedding_shift + mmd"
+OURS: dict[str, Detector] = {
+    "embedding_shift": _own(embedding_shift.permutation_shift),
+    "domain_classifier": _own(domain_classifier.permutation_classifier),
+    "mmd": _own(kernels.permutation_mmd),
+}
+SETS = {
+    "embedding_shift + domain_classifier": ("embedding_shift", "domain_classifier"),
+    "embedding_shift + mmd": ("embedding_shift", "mmd"),
+    "embedding_shift + domain_classifier + mmd": tuple(OURS),
+}
 PEERS: dict[str, Detector] = {
     "alibi-detect MMD": _alibi(_alibi_mmd),
     "alibi-detect LSDD": _alibi(_alibi_lsdd),
@@ -199,12 +213,17 @@ PEERS: dict[str, Detector] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is run: worlds with their kinds of shift, how often unchanged and shifted."""
+    """What is run: worlds with their kinds of shift, how often unchanged and shifted.
+
+    Attributes:
+        calibration: unchanged pairs of "real, test" on which our own false alarms are counted.
+    """
 
     kinds: dict[str, tuple[str, ...]]
     peers: bool
     null: int
     shifted: int
+    calibration: int = 0
 
     def runs(self, kind: str) -> int:
         return self.null if kind == "none" else self.shifted
@@ -215,6 +234,7 @@ FULL = Plan(
     peers=True,
     null=200,
     shifted=100,
+    calibration=2000,
 )
 FAST = Plan(kinds={"real, test": REAL_KINDS[:3]}, peers=True, null=20, shifted=10)
 DEVELOPMENT = Plan(
@@ -243,7 +263,7 @@ def average_by_patient(pair: Pair) -> Pair:
 
 def ask_often(name: str, world: str, kind: str, runs: int, *, by_patient: bool) -> list[Answer]:
     """Ask a detector about that many pairs, from its file as far as that reaches."""
-    version = f"-{VERSION}" if name in OURS else "" if by_patient else "-by-slice"
+    version = f"-{_checksum(name)}" if name in OURS else "" if by_patient else "-by-slice"
     path = CACHE / "power" / f"{name}-{world}-{kind}{version}.json".replace(" ", "-").replace(",", "")
     told: list[Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     detect = (OURS | PEERS)[name]
@@ -255,6 +275,14 @@ def ask_often(name: str, world: str, kind: str, runs: int, *, by_patient: bool) 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(told), encoding="utf-8")
     return [Answer(score, alarm) for score, alarm in told[:runs]]
+
+
+@cache
+def _checksum(name: str) -> str:
+    """Give a checksum of the source of one of our detectors, whose module is of its name or the kernels'."""
+    own = {"embedding_shift": [embedding_shift, embedding_features], "domain_classifier": [domain_classifier]}
+    modules = [*own.get(name, []), kernels, permutations]
+    return f"{zlib.crc32(''.join(map(inspect.getsource, modules)).encode()):08x}"
 
 
 @contextlib.contextmanager
@@ -294,8 +322,11 @@ def measure_power(plan: Plan, tell: Callable[[str], None]) -> dict[tuple[str, st
                 scores[name, kind] = np.array([answer.score for answer in answers])
                 if kind == "none" and answers[0].alarm is not None:
                     power[world, kind, name] = float(np.mean([answer.alarm for answer in answers]))
-        for kind in ("none", *kinds):  # the smallest p-value of both, as Bonferroni's correction orders them
-            scores[TOGETHER, kind] = np.max([scores[name, kind] for name in OURS], axis=0)
+        for together, names in SETS.items():
+            for kind in ("none", *kinds):  # the smallest p-value, as Bonferroni's correction orders them
+                scores[together, kind] = np.max([scores[name, kind] for name in names], axis=0)
+            alarms = np.exp(-scores[together, "none"]) <= ALPHA / len(names)
+            power[world, "none", together] = float(alarms.mean())
         for (name, kind), shifted in scores.items():
             if kind != "none":
                 power[world, kind, name] = found_at_equal_rate(scores[name, "none"], shifted)
@@ -310,7 +341,7 @@ def show(power: dict[tuple[str, str, str], float]) -> None:
     for world in dict.fromkeys(world for world, _, _ in power):
         kinds = list(dict.fromkeys(kind for where, kind, _ in power if where == world))
         table = Table("detector", *("alarms unchanged" if kind == "none" else kind for kind in kinds), title=world)
-        for name in [*OURS, TOGETHER, *PEERS]:
+        for name in [*OURS, *SETS, *PEERS]:
             cells = [power.get((world, kind, name)) for kind in kinds]
             if any(cell is not None for cell in cells):
                 table.add_row(name, *("" if cell is None else f"{cell:.2f}" for cell in cells))
@@ -335,6 +366,26 @@ def compare_misses(power: dict[tuple[str, str, str], float], plan: Plan, ours: s
                 n=f"{plan.null} unchanged, {plan.shifted} shifted windows",
             )
             cases.append(case)
+    return cases
+
+
+def compare_false_alarms(plan: Plan) -> list[Case]:
+    """Compare how often ours alarm unchanged, as they come, with what chance may make of a nominal ALPHA."""
+    bound = float(binom.ppf(0.975, plan.calibration, ALPHA)) / max(plan.calibration, 1)
+    cases = []
+    for name in OURS if plan.calibration else ():
+        answers = ask_often(name, "real, test", "none", plan.calibration, by_patient=False)
+        rate = float(np.mean([answer.alarm for answer in answers]))
+        told = f"{plan.calibration} unchanged windows"
+        case = Case(
+            case=f"false alarms, real, test: {name}",
+            ours=rate,
+            peer=bound,
+            peer_name=f"bound on {ALPHA:.0%}",
+            target=1,
+            n=told,
+        )
+        cases.append(case)
     return cases
 
 

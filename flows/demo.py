@@ -62,6 +62,9 @@ learning = 0.4
 held_out = 0.35
 reference = 0.25
 
+[drift]
+embedding_detectors = ["embedding_shift", "alibi_lsdd"]   # our own, and one of alibi-detect's beside it
+
 [adaptation]
 drifted_windows = 3
 memory_size = 250

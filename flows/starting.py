@@ -33,6 +33,7 @@ reference = 0.25                  # these become the reference after a promotion
 [drift]
 false_alarms_per_year = 1         # how many false alarms a year you can live with
 minimum_patients = 20             # below this a window answers NOT_ENOUGH_DATA
+embedding_detectors = ["embedding_shift"]   # also: mmd, domain_classifier, alibi_lsdd, alibi_classifier …
 alibi_detect = true               # Business Source License: production use needs a licence from its maker
 
 [adaptation]

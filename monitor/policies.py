@@ -39,7 +39,7 @@ class DriftPolicy(BaseModel):
     permutations: int = Field(999, ge=99)
     resamples: int = Field(1000, ge=100, description="patient-level bootstrap resamples for intervals")
     level: float = Field(0.95, gt=0.5, lt=1)
-    embedding_detectors: tuple[str, ...] = ("mmd", "alibi_lsdd", "alibi_classifier")
+    embedding_detectors: tuple[str, ...] = ("embedding_shift",)
     score_detector: str = "ks"
     acquisition: tuple[str, ...] = Field((), description="attributes tested as acquisition; empty: all but case_mix")
     case_mix: tuple[str, ...] = ("sex", "age")

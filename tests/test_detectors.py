@@ -291,7 +291,7 @@ def side(name, n):
 window = Window(start=datetime(2026, 1, 5, tzinfo=UTC), end=datetime(2026, 1, 12, tzinfo=UTC))
 policy = DriftPolicy(alibi_detect=False, permutations=99, resamples=100)
 report = watch_window(side("r", 50), side("c", 40), model="m", model_version="1", window=window, policy=policy)
-assert [r.detector for r in report.results if r.feature == "embedding"] == ["mmd"], report.results
+assert [r.detector for r in report.results if r.feature == "embedding"] == ["embedding_shift"], report.results
 print(sorted({name.split(".")[0] for name in sys.modules} & {"alibi_detect", "torch", "evidently", "avalanche"}))
 """
 

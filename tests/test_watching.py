@@ -14,7 +14,7 @@ from monitor.tasks import Task
 from monitor.watching import headline_verdict, watch_window
 
 WEEK = Window(start=datetime(2026, 1, 5, tzinfo=UTC), end=datetime(2026, 1, 12, tzinfo=UTC))
-POLICY = DriftPolicy(alibi_detect=False, permutations=99, resamples=100)
+POLICY = DriftPolicy(alibi_detect=False, permutations=99, resamples=100, embedding_detectors=("mmd",))
 CLASSES = {Task.BINARY: ("healthy", "tumour"), Task.MULTI_CLASS: ("a", "b", "c"), Task.MULTI_LABEL: ("x", "y")}
 
 
@@ -226,9 +226,7 @@ def test_the_same_cohorts_and_policy_give_the_same_report():
 
 
 def test_permutations_suffice_for_the_strictest_threshold():
-    report = watch(
-        *pair(shift=3), DriftPolicy(alibi_detect=False, permutations=99, resamples=100, false_alarms_per_year=0.1)
-    )
+    report = watch(*pair(shift=3), POLICY.model_copy(update={"false_alarms_per_year": 0.1}))
     assert rows(report)["mmd", "embedding"].verdict is Verdict.DRIFT
     assert rows(report)["mmd", "embedding"].p_value <= 0.0015 / len(PLANNED)
 
