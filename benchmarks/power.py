@@ -187,6 +187,7 @@ OURS: dict[str, Detector] = {
     "domain_classifier": _own(domain_classifier.permutation_classifier),
     "mmd": _own(kernels.permutation_mmd),
 }
+DEFAULT = "embedding_shift"  # chosen on the worlds for development, before the others were looked at with SETS
 SETS = {
     "embedding_shift + domain_classifier": ("embedding_shift", "domain_classifier"),
     "embedding_shift + mmd": ("embedding_shift", "mmd"),
@@ -216,7 +217,7 @@ class Plan:
     """What is run: worlds with their kinds of shift, how often unchanged and shifted.
 
     Attributes:
-        calibration: unchanged pairs of "real, test" on which our own false alarms are counted.
+        calibration: unchanged pairs of "real, test" on which the false alarms of DEFAULT are counted.
     """
 
     kinds: dict[str, tuple[str, ...]]
@@ -236,7 +237,7 @@ FULL = Plan(
     shifted=100,
     calibration=2000,
 )
-FAST = Plan(kinds={"real, test": REAL_KINDS[:3]}, peers=True, null=20, shifted=10)
+FAST = Plan(kinds={"steep": PLANTED}, peers=True, null=20, shifted=10)  # real slices would have to be embedded first
 DEVELOPMENT = Plan(
     kinds={"real, development": REAL_KINDS, "spectrum": PLANTED, "factors": PLANTED},
     peers=False,
@@ -369,24 +370,17 @@ def compare_misses(power: dict[tuple[str, str, str], float], plan: Plan, ours: s
     return cases
 
 
-def compare_false_alarms(plan: Plan) -> list[Case]:
-    """Compare how often ours alarm unchanged, as they come, with what chance may make of a nominal ALPHA."""
-    bound = float(binom.ppf(0.975, plan.calibration, ALPHA)) / max(plan.calibration, 1)
-    cases = []
-    for name in OURS if plan.calibration else ():
-        answers = ask_often(name, "real, test", "none", plan.calibration, by_patient=False)
-        rate = float(np.mean([answer.alarm for answer in answers]))
-        told = f"{plan.calibration} unchanged windows"
-        case = Case(
-            case=f"false alarms, real, test: {name}",
-            ours=rate,
-            peer=bound,
-            peer_name=f"bound on {ALPHA:.0%}",
-            target=1,
-            n=told,
-        )
-        cases.append(case)
-    return cases
+def compare_false_alarms(plan: Plan, ours: str) -> Case:
+    """Compare how often one of ours alarms unchanged, as it comes, with what chance may make of a nominal ALPHA."""
+    answers = ask_often(ours, "real, test", "none", plan.calibration, by_patient=False)
+    return Case(
+        case=f"false alarms, real, test: {ours}",
+        ours=float(np.mean([answer.alarm for answer in answers])),
+        peer=float(binom.ppf(0.975, plan.calibration, ALPHA)) / plan.calibration,
+        peer_name=f"bound on {ALPHA:.0%}",
+        target=1,
+        n=f"{plan.calibration} unchanged windows",
+    )
 
 
 def main() -> None:
@@ -408,9 +402,12 @@ def main() -> None:
             answers = ask_often(name, "real, test", "none", BY_SLICE, by_patient=False)
             if answers[0].alarm is not None:
                 print(f"{name} with a row a slice: alarms on {np.mean([a.alarm for a in answers]):.0%} unchanged")
+        cases = compare_misses(power, plan, DEFAULT)
+        if plan.calibration:
+            cases.append(compare_false_alarms(plan, DEFAULT))
     command = f"uv run python -m benchmarks.power{' --fast' * asked.fast}"
     note = "share missed (+ 1/n) at 5 % false alarms on each detector's own null scores"
-    print(record("power", compare_misses(power, plan, "embedding_shift"), command=command, note=note))
+    print(record("power", cases, command=command, note=note))
 
 
 if __name__ == "__main__":

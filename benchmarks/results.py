@@ -53,7 +53,7 @@ def record(name: str, cases: list[Case], *, command: str, note: str) -> Path:
         table.add_row(case.case, case.n, *shown, "yes" if case.ratio >= case.target else "NO")
     Console(width=160).print(table)
     more = {"command": command, "machine": f"{machine()}; {note}"}
-    rows = [asdict(case) | {"ratio": case.ratio, "met": case.ratio >= case.target} | more for case in cases]
+    rows = [asdict(case) | {"ratio": case.ratio, "met": bool(case.ratio >= case.target)} | more for case in cases]
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

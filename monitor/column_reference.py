@@ -285,7 +285,7 @@ def _ks(apart: Floats, merged: Floats, noise: Floats) -> tuple[float, float, flo
 
 
 def _wasserstein(sketch: NumberSketch, apart: Floats, noise: Floats) -> tuple[float, float, float]:
-    """Give the distance in the column's unit, its effect in standard deviations, and a p-value from Gaussian draws, 1 / 4,001 at least."""
+    """Give distance (column unit), effect (standard deviations), p-value from Gaussian draws (1 / 4,001 at least)."""
     gaps = np.diff(sketch.centres)
     distance = float(np.abs(apart) @ gaps)
     coarse_gaps = np.bincount(sketch.coarse[:-1], weights=gaps, minlength=len(noise))

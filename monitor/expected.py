@@ -8,10 +8,12 @@ patients as clusters, whatever n is (Huber's sandwich; for areas DeLong's placem
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from monitor.calibration import LogisticFit, score_logit
 from monitor.delong import place_studies
@@ -52,23 +54,29 @@ def measure_known(answers: Answers, name: str, patients: int) -> Expected:
     return Expected(value=value, influence=_by_patient(own, answers.patients, patients))
 
 
-def measure_expected(answers: Answers, name: str, fit: LogisticFit, fitted_on: Answers, patients: int) -> Expected:
-    """Expect a measure over scores calibrated by a fit; the patients it was fitted on have their influence too.
+def measure_expected(
+    answers: Answers, names: Sequence[str], fit: LogisticFit, fitted_on: Answers, patients: int
+) -> dict[str, Expected]:
+    """Expect measures over scores calibrated by a fit; the patients it was fitted on have their influence too.
 
     Args:
         answers: whose scores are calibrated; their labels are not looked at.
-        name: of the measure: auroc, sensitivity, specificity, accuracy.
+        names: of the measures: auroc, sensitivity, specificity, accuracy.
         fit: the calibration, with the influence of each study of ``fitted_on``.
         fitted_on: the labelled studies of the reference.
         patients: all that both sides' ``patients`` number together.
     """
-    chances = fit.apply(answers.scores)
-    value, own, slopes = _influences(replace(answers, labels=chances), name)
-    curve = slopes * chances * (1 - chances)
-    pull = np.array([curve.sum(), curve @ score_logit(answers.scores)])
-    influence = _by_patient(own, answers.patients, patients)
-    influence += _by_patient(fit.influences @ pull, fitted_on.patients, patients)
-    return Expected(value=value, influence=influence)
+    logits = score_logit(answers.scores)
+    chances = np.asarray(expit(fit.intercept + fit.slope * logits))
+    calibrated, curve = replace(answers, labels=chances), chances * (1 - chances)
+    found: dict[str, Expected] = {}
+    for name in names:
+        value, own, slopes = _influences(calibrated, name)
+        pull = np.array([slopes @ curve, (slopes * curve) @ logits])
+        influence = _by_patient(own, answers.patients, patients)
+        influence += _by_patient(fit.influences @ pull, fitted_on.patients, patients)
+        found[name] = Expected(value=value, influence=influence)
+    return found
 
 
 def _influences(answers: Answers, name: str) -> tuple[float, Floats, Floats]:

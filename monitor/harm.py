@@ -128,11 +128,13 @@ def compare_estimated(
         return {name: _impossible(known, name, reason) for name in HARM_MEASURES}
     fit = fit_platt(known.scores, known.labels)
     compared: dict[str, Compared] = {}
+    sides = [measure_expected(side, HARM_MEASURES, fit, known, patients) for side in (known, current)]
+    answered = current.count_patients()
     for name in HARM_MEASURES:
         realised = measure_known(known, name, patients)
-        before, now = (measure_expected(side, name, fit, known, patients) for side in (known, current))
+        before, now = (side[name] for side in sides)
         figure = describe(known, name, realised.value)
-        fewest = min(figure.patients, current.count_patients())
+        fewest = min(figure.patients, answered)
         expected = [
             replace(
                 figure,

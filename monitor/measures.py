@@ -75,7 +75,7 @@ class Answers:
 
     def count_patients(self) -> int:
         """Count distinct patients."""
-        return len(np.unique(self.patients))
+        return int(np.count_nonzero(np.bincount(self.patients)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

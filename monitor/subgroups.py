@@ -268,9 +268,7 @@ def _measure(
     yield _Gap(row=_equalise(row, found, policy.level), test=())
 
 
-def _row(
-    cut_in: Partition, place: int, window: Window, policy: DriftPolicy, finding: str, metric: str
-) -> SubgroupGap:
+def _row(cut_in: Partition, place: int, window: Window, policy: DriftPolicy, finding: str, metric: str) -> SubgroupGap:
     nothing: dict[str, Any] = dict.fromkeys(("inside", "outside", "gap", "low", "high", "reference_gap"))
     return SubgroupGap(
         window=window,
@@ -373,9 +371,7 @@ def _explain_small(side: _Side, name: str, place: int, minimum: int, finding: st
     return ""
 
 
-def _explain_side(
-    side: _Side, name: str, outside: int, place: int, minimum: int, finding: str
-) -> str:
+def _explain_side(side: _Side, name: str, outside: int, place: int, minimum: int, finding: str) -> str:
     basis = FIGURES[name].basis
     whole = basis if basis is Basis.EVERYONE else Basis.LABELLED
     studies, patients = side.count(whole, outside, place)

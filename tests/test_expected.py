@@ -54,7 +54,7 @@ def by_hand(scores, said, chances, name) -> float:
 def test_values_are_expectations_over_calibrated_scores(name):
     known, now = sides(np.random.default_rng(0), images=1)
     fit = fit_platt(known.scores, known.labels)
-    found = measure_expected(now, name, fit, known, 100).value
+    found = measure_expected(now, (name,), fit, known, 100)[name].value
     chances = expit(fit.intercept + fit.slope * score_logit(now.scores))
     assert found == pytest.approx(by_hand(now.scores, now.said, chances, name), abs=1e-12)
     assert measure_known(known, name, 100).value == pytest.approx(
@@ -66,7 +66,7 @@ def test_values_are_expectations_over_calibrated_scores(name):
 def test_influences_add_up_to_nothing(name):
     known, now = sides(np.random.default_rng(1))
     fit = fit_platt(known.scores, known.labels)
-    for figure in (measure_known(known, name, 100), measure_expected(now, name, fit, known, 100)):
+    for figure in (measure_known(known, name, 100), measure_expected(now, (name,), fit, known, 100)[name]):
         assert figure.influence.shape == (100,)
         assert figure.influence.sum() == pytest.approx(0, abs=1e-8)
 
@@ -76,21 +76,21 @@ def test_standard_errors_are_those_of_a_bootstrap_that_calibrates_anew(name):
     rng = np.random.default_rng(2)
     known, now = sides(rng, patients=(150, 120))
     fit = fit_platt(known.scores, known.labels)
-    formula = measure_expected(now, name, fit, known, 270).standard_error
+    formula = measure_expected(now, (name,), fit, known, 270)[name].standard_error
     rows = [[np.flatnonzero(side.patients == p) for p in np.unique(side.patients)] for side in (known, now)]
     values = []
     for _ in range(400):
         drawn = [np.concatenate([mine[i] for i in rng.integers(len(mine), size=len(mine))]) for mine in rows]
         again = fit_platt(known.scores[drawn[0]], known.labels[drawn[0]])
         part = answers(now.scores[drawn[1]], np.zeros(len(drawn[1])))
-        values.append(measure_expected(part, name, again, known, len(drawn[1]) + 270).value)
+        values.append(measure_expected(part, (name,), again, known, len(drawn[1]) + 270)[name].value)
     assert formula == pytest.approx(np.std(values, ddof=1), rel=0.15)
 
 
 def test_what_both_sides_share_cancels():
     known, now = sides(np.random.default_rng(3))
     fit = fit_platt(known.scores, known.labels)
-    one = measure_expected(now, "accuracy", fit, known, 100)
+    one = measure_expected(now, ("accuracy",), fit, known, 100)["accuracy"]
     assert (one - one).standard_error == 0
     assert one.correlation(one) == pytest.approx(1)
     assert one.correlation(Expected(value=0.0, influence=np.zeros(100))) == 0
