@@ -1,7 +1,7 @@
 """Permutation MMD beside alibi-detect's MMDDrift: uv run --group bench python -m benchmarks.kernels [--fast].
 
-Both on one thread with as many permutations; ours relabels patients (here one study each) and takes three bandwidths, the
-peer one. The products that no exact test avoids are the Gram matrix and its sums under every relabelling.
+Both on one thread with as many permutations; ours relabels patients (here one study each) and takes three bandwidths,
+the peer one. The products that no exact test avoids are the Gram matrix and its sums under every relabelling.
 """
 
 from __future__ import annotations
