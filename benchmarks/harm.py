@@ -2,9 +2,9 @@
 
 Cohorts: tumour on real brain MRI embeddings (a linear probe; windows mix sources and prevalences anew), rejected scans
 by image-quality metrics at ABIDE's sites (a logistic regression; windows are drawn from sites it never saw), and
-simulated scores for speed alone. Both sides estimate the same windows from the same labelled reference, one study a patient. A
-window's error is estimated minus realised; ours covers where the error lies within 1.96 standard errors of sampling and
-of what earlier windows were off by. NannyML runs with its defaults.
+simulated scores for speed alone. Both sides estimate the same windows from the same labelled reference, one study a
+patient. A window's error is estimated minus realised; ours covers where the error lies within 1.96 standard errors of
+sampling and of what earlier windows were off by. NannyML runs with its defaults.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -16,9 +17,13 @@ from flows.ward import Ward, load_role, version_in
 from monitor.alarms import AlarmState, advance, joins_comparison, weigh_window
 from monitor.cohorts import Cohort, Window, concatenate
 from monitor.comparisons import Background, calibrate
+from monitor.embedding_shift import Reference, fit_reference, name_reference
 from monitor.reconciliation import reconcile
 from monitor.results import WindowReport
 from registry.entries import AlarmEntry
+
+MOST_LEARNED = 2000
+"""Patients of a reference up to which embeddings are compared by features learned from both sides."""
 
 CALIBRATION = "least-effects-1"
 """Names how least effects are calibrated; change it whenever detectors, effects or stretches change."""
@@ -31,11 +36,29 @@ def load_background(ward: Ward, model: str, reference: Cohort, current: Cohort, 
     earlier = _before(ward, model, window)
     joined = [entry.window for entry in earlier if entry.joined]
     watched = {entry.window for entry in earlier}
+    cohort = concatenate([reference, load_role(ward, model, joined, None)]) if joined else reference
     return Background(
-        cohort=concatenate([reference, load_role(ward, model, joined, None)]) if joined else reference,
+        cohort=cohort,
+        embedding=_fit_once(ward, cohort),
         least_effects=_calibrate_once(ward, reference, current.patients),
         errors=reconcile(report for report in ward.records.reports(model) if report.window in watched),
     )
+
+
+def _fit_once(ward: Ward, cohort: Cohort) -> Reference | None:
+    """Fit a large reference once and keep it beside the reports; a smaller one is learned from with each window."""
+    policy, values = ward.settings.drift, cohort.embeddings
+    if values is None or cohort.patients <= MOST_LEARNED or "embedding_shift" not in policy.embedding_detectors:
+        return None
+    name = name_reference(values, cohort.patient_key, seed=policy.seed)
+    path = ward.settings.directory / "references" / f"{name[:32]}.npz"
+    if not path.exists():
+        fitted = fit_reference(values, cohort.patient_key, generator=np.random.default_rng(policy.seed))
+        content, arrays = io.BytesIO(), fitted.arrays()
+        np.savez(content, allow_pickle=False, **arrays)
+        write_atomically(path, content.getvalue())
+    with np.load(path, allow_pickle=False) as stored:
+        return Reference.of(stored)
 
 
 def _calibrate_once(ward: Ward, reference: Cohort, patients: int) -> dict[str, float]:

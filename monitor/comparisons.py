@@ -10,18 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitor.alarms import name_comparison
-from monitor.cohorts import Cohort
+from monitor.cohorts import MISSING, Cohort
 from monitor.column_reference import compare_columns, fit_columns
 from monitor.detectors import Outcome, Sample, compare
 from monitor.effect_calibration import calibrate_effects
+from monitor.embedding_shift import Reference, TooFewPatients, test_shift
 from monitor.policies import DriftPolicy
 from monitor.reconciliation import EstimationError
 from monitor.results import DriftKind, NotEnoughData
 from monitor.uncertainty import entropy, margin
 
+Floats = NDArray[np.float64]
+
 PERMUTATIONS_TO_CALIBRATE = 99
 MOST_PERMUTED = 5000
 """Patients on both sides together beyond which a column is compared by its bins and not by relabelling."""
+
+AT_EQUAL_MIX = ("alibi_context_mmd",)
+"""Detectors that ask for drift beyond the change in case mix."""
 
 COLUMN_EFFECTS = {
     "ks": "KS distance",
@@ -58,12 +64,14 @@ class Background:
 
     ``cohort`` is what it is compared with: the reference and the quiet windows that joined it. ``least_effects`` are
     the effects that count, by comparison; the policy's least serves where none was calibrated. ``errors`` are what
-    earlier estimates without labels were off by.
+    earlier estimates without labels were off by. ``embedding`` is the cohort fitted for ``embedding_shift``; without it
+    features are learned anew from both sides, which sees more but costs more where a reference is large.
     """
 
     cohort: Cohort
     least_effects: Mapping[str, float] = field(default_factory=dict)
     errors: tuple[EstimationError, ...] = ()
+    embedding: Reference | None = None
 
     def least_effect(self, question: Question, policy: DriftPolicy) -> float:
         """Give the least effect that counts in a comparison."""
@@ -98,12 +106,13 @@ def list_questions(reference: Cohort, current: Cohort, policy: DriftPolicy) -> I
     if reference.embeddings is not None or current.embeddings is not None:
         for name in policy.embedding_detectors:
             if policy.alibi_detect or not name.startswith("alibi_"):
+                mixes = _case_mix(reference, current, policy) if name in AT_EQUAL_MIX else (None, None)
                 yield Question(
                     detector=name,
                     kind=DriftKind.APPEARANCE,
                     feature="embedding",
-                    reference=_embedded(reference),
-                    current=_embedded(current),
+                    reference=_embedded(reference, mixes[0]),
+                    current=_embedded(current, mixes[1]),
                 )
     for name, column_now in current.image_statistics.items():
         if name in reference.image_statistics:
@@ -128,12 +137,20 @@ def list_questions(reference: Cohort, current: Cohort, policy: DriftPolicy) -> I
             yield ask("chi_square", DriftKind.CASE_MIX, f"prevalence {finding}", *sides)
 
 
-def answer(question: Question, permutations: int, policy: DriftPolicy, generator: np.random.Generator) -> Outcome | str:
-    """Make one comparison; a text says why it cannot be made."""
+def answer(
+    question: Question,
+    permutations: int,
+    policy: DriftPolicy,
+    generator: np.random.Generator,
+    fitted: Reference | None = None,
+) -> Outcome | str:
+    """Make one comparison, against a fitted reference where there is one; a text says why it cannot be made."""
     for side, sample in (("reference", question.reference), ("window", question.current)):
         if (patients := len(np.unique(sample.patients))) < policy.minimum_patients:
             return f"{patients} patients in the {side}, {policy.minimum_patients} needed"
     try:
+        if question.detector == "embedding_shift" and fitted is not None:
+            return _answer_by_fit(question, fitted, permutations, generator)
         if question.detector in COLUMN_EFFECTS and _patients(question) > MOST_PERMUTED:
             return _answer_by_bins(question)
         return compare(
@@ -145,6 +162,20 @@ def answer(question: Question, permutations: int, policy: DriftPolicy, generator
 
 def _patients(question: Question) -> int:
     return len(np.unique(question.reference.patients)) + len(np.unique(question.current.patients))
+
+
+def _answer_by_fit(question: Question, fitted: Reference, permutations: int, generator: np.random.Generator) -> Outcome:
+    current = question.current
+    try:
+        shift = test_shift(fitted, current.values, current.patients, permutations=permutations, generator=generator)
+    except TooFewPatients as error:
+        raise NotEnoughData(str(error)) from None
+    return Outcome(
+        statistic=shift.statistic,
+        effect=shift.effect,
+        effect_name="standardised feature distance",
+        p_value=shift.p_value,
+    )
 
 
 def _answer_by_bins(question: Question) -> Outcome:
@@ -175,8 +206,29 @@ def _known(values: NDArray[Any], patients: NDArray[np.str_]) -> Sample:
     return Sample(values=values, patients=patients)
 
 
-def _embedded(cohort: Cohort) -> Sample:
-    """Give the embeddings; no rows for a cohort without images, so that its comparison answers NOT_ENOUGH_DATA."""
+def _embedded(cohort: Cohort, mix: Floats | None = None) -> Sample:
+    """Give the embeddings; no rows for a cohort without images, so that its comparison answers NOT_ENOUGH_DATA.
+
+    With a case mix (n, k), only studies of whom all of it is known.
+    """
     if cohort.embeddings is None:
         return Sample(values=np.empty((0, 0)), patients=cohort.patient_key[:0])
-    return Sample(values=cohort.embeddings.astype(np.float64), patients=cohort.patient_key)
+    sample = Sample(values=cohort.embeddings.astype(np.float64), patients=cohort.patient_key, context=mix)
+    return sample if mix is None else sample.select(np.flatnonzero(~np.isnan(mix).any(axis=1)))
+
+
+def _case_mix(reference: Cohort, current: Cohort, policy: DriftPolicy) -> tuple[Floats | None, Floats | None]:
+    """Write the attributes of the case mix as numbers, words as one column a value; NaN where one is not known."""
+    columns: list[Floats] = []
+    for name in policy.case_mix:
+        if name in reference.attributes and name in current.attributes:
+            both = np.concatenate([reference.attributes[name], current.attributes[name]])
+            if both.dtype.kind == "f":
+                columns.append(both[:, None])
+                continue
+            values = np.setdiff1d(both, [MISSING])
+            columns.append(np.where((both == MISSING)[:, None], np.nan, both[:, None] == values[1:]))
+    if not columns:
+        return None, None
+    mix = np.concatenate(columns, axis=1).astype(np.float64)
+    return mix[: len(reference)], mix[len(reference) :]

@@ -259,7 +259,10 @@ def _need(found: int, least: int, where: str) -> None:
 
 def _count_current(sides: NDArray[np.bool_], sizes: Floats) -> Floats:
     """Count the current studies of each relabelling; piece by piece, for the product needs floats of all patients."""
-    return np.sum([sides[:, some] @ sizes[some] for some in chunks(len(sizes))], axis=0)
+    counts = np.zeros(len(sides))
+    for some in chunks(len(sizes)):
+        counts += sides[:, some] @ sizes[some]
+    return counts
 
 
 def _add_up_reference(

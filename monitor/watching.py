@@ -104,7 +104,7 @@ def _detect(
     enough = max(policy.permutations, math.ceil(5 * len(questions) / alpha))
     for question in questions:
         progress(f"{question.detector} on {question.feature}")
-        found.append(answer(question, enough, policy, generator))
+        found.append(answer(question, enough, policy, generator, background.embedding))
     thresholds = iter(holm_thresholds([outcome.p_value for outcome in found if isinstance(outcome, Outcome)], alpha))
     return tuple(
         _judge(

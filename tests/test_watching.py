@@ -8,6 +8,8 @@ from scipy.stats import binom
 
 from monitor import comparisons
 from monitor.cohorts import Cohort, Window
+from monitor.comparisons import Background
+from monitor.embedding_shift import fit_reference
 from monitor.policies import DriftPolicy
 from monitor.results import DriftKind, Source, Verdict, WindowReport
 from monitor.tasks import Task
@@ -309,3 +311,24 @@ def test_many_patients_are_compared_by_bins_with_the_same_words_and_nearly_the_s
         assert binned[key].effect == pytest.approx(exact[key].effect, abs=0.03)
         assert binned[key].verdict is exact[key].verdict
     assert binned["ks", "score tumour"].p_value < exact["ks", "score tumour"].p_value
+
+
+def test_a_fitted_reference_serves_in_place_of_learning_anew():
+    reference, current = pair(patients=(200, 60), shift=1.5)
+    policy = POLICY.model_copy(update={"embedding_detectors": ("embedding_shift",)})
+    fitted = fit_reference(reference.embeddings, reference.patient_key, generator=np.random.default_rng(0))
+    report = watch(reference, current, policy, background=Background(cohort=reference, embedding=fitted))
+    found = rows(report)["embedding_shift", "embedding"]
+    assert (found.verdict, found.effect_name) == (Verdict.DRIFT, "standardised feature distance")
+    known = watch(reference, reference, policy, background=Background(cohort=reference, embedding=fitted))
+    assert rows(known)["embedding_shift", "embedding"].verdict is Verdict.NOT_ENOUGH_DATA
+
+
+@pytest.mark.slow
+def test_drift_beyond_the_case_mix_is_asked_with_what_is_known_of_it():
+    reference, current = pair(patients=(80, 60), shift=1.5)
+    policy = DriftPolicy(permutations=99, resamples=100, embedding_detectors=("alibi_context_mmd",), case_mix=("age",))
+    assert rows(watch(reference, current, policy))["alibi_context_mmd", "embedding"].p_value < 0.05
+    unknown = [replaced(side, attributes={}) for side in (reference, current)]
+    found = rows(watch(*unknown, policy))["alibi_context_mmd", "embedding"]
+    assert (found.verdict, found.reason) == (Verdict.NOT_ENOUGH_DATA, "no case mix is known to compare at")
