@@ -9,6 +9,7 @@ from plotly.subplots import make_subplots
 
 from dashboard.drawing import (
     ROW,
+    SIZE,
     column_at_right,
     dot,
     finish,
@@ -41,7 +42,10 @@ PAIR = 0.15
 
 
 def drift_effects(results: Sequence[DriftResult], *, least: float) -> go.Figure:
-    """Draw the effect size of every comparison as a bar, by kind, coloured by verdict; ``least`` is what counts."""
+    """Draw the effect size of every comparison as a bar, by kind, coloured by verdict, with a mark at what counts.
+
+    ``least`` stands in where a comparison's own least effect is not known.
+    """
     ranks = list(KIND_WORDS)
     shown = sorted((r for r in results if r.effect is not None), key=lambda r: ranks.index(r.kind))[::-1]
     figure = go.Figure()
@@ -57,10 +61,17 @@ def drift_effects(results: Sequence[DriftResult], *, least: float) -> go.Figure:
             hovertext=[safe(shown[i].reason, 200) for i in rows],
             hoverinfo="text",
         )
-    figure.add_vline(x=least, line={"color": UNKNOWN, "width": 1.5, "dash": "dot"})
+    figure.add_scatter(
+        x=[result.least_effect or least for result in shown],
+        y=list(range(len(shown))),
+        mode="markers",
+        name="the least that counts",
+        marker={"symbol": "line-ns", "size": 16, "line": {"width": 2.5, "color": UNKNOWN}},
+        hovertemplate="%{x:.2f}<extra></extra>",
+    )
     name_rows(figure, [f"{KIND_WORDS[r.kind]}: {_feature(r)}" for r in shown])
     widest = max([1.0, *(result.effect or 0.0 for result in shown)])
-    figure.update_xaxes(title="size of the change (0: none; dotted: the smallest that counts)", range=[0, widest])
+    figure.update_xaxes(title="size of the change (0: none)", range=[0, widest])
     figure = finish(figure, 130 + ROW * len(shown)).update_yaxes(showgrid=False)
     return column_at_right(figure, "if by chance", [_p_value(result.p_value) for result in shown])
 
@@ -76,7 +87,8 @@ def stream_scores(streams: Sequence[StreamScore]) -> go.Figure:
         width=0.55,
         marker_color=[QUIET if stream.score == 100 else LOOK for stream in shown],
         text=["not judged" if stream.score is None else f"{stream.score:.0f}" for stream in shown],
-        textposition="auto",
+        textposition="inside",
+        insidetextfont={"size": SIZE, "color": "white"},
         hovertext=[safe(_tell_worst(stream), 200) for stream in shown],
         hoverinfo="text",
         showlegend=False,

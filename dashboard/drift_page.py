@@ -53,8 +53,8 @@ def _show_effects(report: WindowReport, least: float) -> None:
         st.plotly_chart(figure, width="stretch", key="effects", config=QUIET_BAR)
         st.caption(
             "Each bar compares this window with the reference. It is called drift when chance is ruled out over "
-            "all bars together and the bar is longer than the dotted line. p is how often chance alone would do as "
-            "much. Patients are counted, not images."
+            "all bars together and the bar reaches beyond its mark, the least that counts. p is how often chance alone "
+            "would do as much. Patients are counted, not images."
         )
     if unknown := [result for result in report.results if result.verdict is Verdict.NOT_ENOUGH_DATA]:
         with st.expander(f"{len(unknown)} of {len(report.results)} comparisons could not be made", expanded=True):

@@ -14,6 +14,7 @@ from dashboard.palette import (
     BEFORE,
     ESTIMATE,
     KIND_WORDS,
+    LABEL,
     NOW,
     SOURCE_WORDS,
     UNKNOWN,
@@ -25,6 +26,7 @@ from monitor.results import DriftResult, Harm, Source, SubgroupGap, Verdict, Win
 from registry.entries import ChampionRecord
 
 NORMAL = 1.96
+ERROR_COLOURS = (NOW, ESTIMATE, BEFORE, LABEL)
 ERROR_MARKS = ("circle", "square", "diamond", "cross")
 ASIDE = 0.09
 """How far the estimate stands beside the measured figure, in lengths of a window, so that no whisker hides another."""
@@ -111,7 +113,7 @@ def estimate_errors(errors: Sequence[EstimationError]) -> go.Figure:
             error_y={"type": "data", "array": reach, "thickness": 1.5, "width": 0},
             mode="lines+markers",
             name=safe(metric_words(metric) + (f" of {finding}" if several else "")),
-            line={"width": 1.5, "dash": "dot"},
+            line={"width": 1.5, "dash": "dot", "color": ERROR_COLOURS[place % len(ERROR_COLOURS)]},
             marker={"size": 9, "symbol": ERROR_MARKS[place % len(ERROR_MARKS)]},
             customdata=[days(error.window) for error in mine],
             hovertemplate="%{customdata}: %{y:+.3f}<extra></extra>",
