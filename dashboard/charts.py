@@ -9,7 +9,6 @@ from plotly.subplots import make_subplots
 
 from dashboard.drawing import (
     ROW,
-    SIZE,
     column_at_right,
     dot,
     finish,
@@ -86,16 +85,15 @@ def stream_scores(streams: Sequence[StreamScore]) -> go.Figure:
         orientation="h",
         width=0.55,
         marker_color=[QUIET if stream.score == 100 else LOOK for stream in shown],
-        text=["not judged" if stream.score is None else f"{stream.score:.0f}" for stream in shown],
-        textposition="inside",
-        insidetextfont={"size": SIZE, "color": "white"},
         hovertext=[safe(_tell_worst(stream), 200) for stream in shown],
         hoverinfo="text",
         showlegend=False,
     )
     name_rows(figure, [stream.name for stream in shown])
     figure.update_xaxes(title="100: as in the reference; 50: a change twice the least that counts", range=[0, 100])
-    return finish(figure, 90 + ROW * len(shown)).update_yaxes(showgrid=False)
+    figure = finish(figure, 90 + ROW * len(shown)).update_yaxes(showgrid=False)
+    scores = ["not judged" if stream.score is None else f"{stream.score:.0f}" for stream in shown]
+    return column_at_right(figure, "score", scores)
 
 
 def losses(harms: Sequence[Harm]) -> go.Figure:

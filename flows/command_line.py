@@ -159,6 +159,65 @@ def watch(
             raise typer.Exit(3)
 
 
+@application.command(rich_help_panel=ROUND)
+def simulate(  # noqa: PLR0913, PLR0917 - one parameter an option
+    change: Annotated[
+        list[str] | None, typer.Option(help="What changes, as NAME or NAME=STRENGTH; may be given several times.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A new folder, outside the ward, for the export and images.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="List the changes, what they need and mean, and stop.")] = False,
+    strength: Annotated[float, typer.Option(help="0 (nothing) to 1; what it means, --list tells.")] = 1.0,
+    course: Annotated[str, typer.Option(help="sudden, gradual or seasonal.")] = "sudden",
+    start: Annotated[str, typer.Option("--from", help="Day or moment the change begins, after any shift.")] = "",
+    until: Annotated[str, typer.Option(help="When it ends; gradual: when it is complete.")] = "",
+    period_days: Annotated[float, typer.Option(help="Seasonal: days from one low to the next.")] = 365.25,
+    attribute: Annotated[str, typer.Option(help="The attribute that changes, as --list tells.")] = "",
+    value: Annotated[str, typer.Option(help="The value or class that it is about, as --list tells.")] = "",
+    only: Annotated[str, typer.Option(help="Change a subgroup alone, as ATTRIBUTE=VALUE.")] = "",
+    scenario: Annotated[Path | None, typer.Option(help="TOML with a [[changes]] table each, instead of these.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same export.")] = 0,
+    shift_days: Annotated[int, typer.Option(help="Move all studies by so many days.")] = 0,
+    window: Annotated[str, typer.Option(help="Start from the studies of 2026-03-30/2026-04-06; else from all.")] = "",
+    from_export: Annotated[Path | None, typer.Option(help="Start from an export instead of the ward.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder that the ingested exports lay in.")] = None,
+    no_images: Annotated[bool, typer.Option("--no-images", help="Leave images out of the export.")] = False,
+    model: Model = "",
+    directory: Directory = Path(),
+    as_json: AsJson = False,
+) -> None:
+    """Rehearse alarms: write an export of real studies with a planted change. The ward itself is not touched.
+
+    Studies and patients get new names that begin with "simulated-". Ingest the export into a copy of the ward, and watch.
+    """
+    if show:
+        from flows.screens import show_changes
+        from monitor.synthetic import CHANGES
+
+        _show(as_json, {name: _told(told) for name, told in CHANGES.items()}, show_changes)
+        return
+    with _opened(directory) as ward:
+        from flows.screens import show_simulation
+        from flows.simulating import ask_for, read_scenario
+        from flows.simulating import simulate as write_simulation
+        from flows.studies import read_export_studies, read_ward_studies
+        from registry.settings import read_window
+
+        if out is None:
+            raise ValueError("name a new folder for what is simulated with --out")
+        if scenario is not None and change:
+            raise ValueError("give either --scenario or --change, not both")
+        shared = {"strength": strength, "course": course, "start": start, "until": until, "period_days": period_days}
+        shared |= {"attribute": attribute, "value": value, "only": only}
+        asked = read_scenario(scenario) if scenario else ask_for(change or (), shared, seed=seed, shift_days=shift_days)
+        name, wanted = _model(ward, model), not no_images
+        if from_export is not None:
+            studies = read_export_studies(ward, name, from_export, images=wanted)
+        else:
+            chosen = read_window(window) if window else None
+            studies = read_ward_studies(ward, name, window=chosen, folder=images, images=wanted)
+        _show(as_json, write_simulation(ward, name, studies, asked, out), show_simulation)
+
+
 @application.command(rich_help_panel=LOOK)
 def status(directory: Directory = Path(), as_json: AsJson = False) -> None:
     """Show every window's verdict, the adaptation runs, gate decisions, signatures and who is champion."""
@@ -378,6 +437,10 @@ def _model(ward: Any, name: str) -> str:
         raise ValueError(f"there are several models ({', '.join(models)}); name one with --model")
     ward.settings.model(name)
     return name
+
+
+def _told(change: Any) -> dict[str, Any]:
+    return {name: getattr(change, name) for name in ("description", "strength", "needs", "asks", "takes")}
 
 
 def _tell_promotion(done: Any) -> None:

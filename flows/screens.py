@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -12,6 +12,7 @@ from rich.text import Text
 
 from continual.plans import AdaptationPlan, AdaptationRun
 from flows.doctor import Finding
+from flows.simulating import Simulation
 from flows.status import headline, plain
 from monitor.explaining import LONGEST, PolicyExplanation
 from monitor.results import Verdict, WindowReport
@@ -40,6 +41,31 @@ def show_batch(screen: Console, batch: BatchSummary) -> None:
         f"{batch.conflict} in conflict, {batch.quarantined} in quarantine.",
         highlight=False,
     )
+
+
+def show_changes(screen: Console, changes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Show what can be simulated, what each change needs and must be told, and what its strength means."""
+    table = _table("change", "what happens", "strength 0 to 1", "needs")
+    for name, told in changes.items():
+        options = [*(f"--{word}" for word in told["asks"]), *(f"[--{word}]" for word in told["takes"])]
+        table.add_row(name, told["description"], told["strength"], Text("\n".join([told["needs"], *options])))
+    screen.print(table)
+
+
+def show_simulation(screen: Console, done: Simulation) -> None:
+    """Show what was written, what was planted in it, and what to know before relying on it."""
+    screen.print(
+        Text(
+            f"Wrote {done.export}: {done.studies} studies of {done.patients} patients, {done.images_changed} images "
+            f"changed, {done.rescored} of them scored anew."
+        ),
+        soft_wrap=True,
+    )
+    for change in done.changes:
+        screen.print(Text(f"Planted: {change}"))
+    for note in done.notes:
+        screen.print(Text(f"Note: {note}", "yellow"))
+    screen.print(Text(f"Next: wardround ingest {done.export} --dir A-COPY-OF-THE-WARD, then watch there.", "dim"))
 
 
 def show_reports(screen: Console, reports: Sequence[WindowReport]) -> None:

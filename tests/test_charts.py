@@ -351,9 +351,10 @@ def test_streams_are_bars_with_their_scores_and_what_was_not_judged_says_so() ->
         StreamScore(name="behaviour", score=100.0, parts=(Part(name="score", score=100.0, told="quiet"),)),
         StreamScore(name="realised performance", score=None, parts=()),
     ]
-    (bars,) = charts.stream_scores(streams).data
+    figure = charts.stream_scores(streams)
+    (bars,) = figure.data
     assert list(bars.x) == [None, 100.0, 50.0]
-    assert list(bars.text) == ["not judged", "100", "50"]
+    assert [note.text for note in figure.layout.annotations] == ["not judged", "100", "50", "<i>score</i>"]
     assert list(bars.marker.color) == [LOOK, QUIET, LOOK]
     assert bars.hovertext[2] == "embedding: moved"
 
