@@ -174,7 +174,9 @@ def simulate(  # noqa: PLR0913, PLR0917 - one parameter an option
     attribute: Annotated[str, typer.Option(help="The attribute that changes, as --list tells.")] = "",
     value: Annotated[str, typer.Option(help="The value or class that it is about, as --list tells.")] = "",
     only: Annotated[str, typer.Option(help="Change a subgroup alone, as ATTRIBUTE=VALUE.")] = "",
-    scenario: Annotated[Path | None, typer.Option(help="TOML with a [[changes]] table each, instead of these.")] = None,
+    scenario: Annotated[
+        Path | None, typer.Option(help="TOML file with every change, instead of these options.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same export.")] = 0,
     shift_days: Annotated[int, typer.Option(help="Move all studies by so many days.")] = 0,
     window: Annotated[str, typer.Option(help="Start from the studies of 2026-03-30/2026-04-06; else from all.")] = "",
@@ -187,7 +189,8 @@ def simulate(  # noqa: PLR0913, PLR0917 - one parameter an option
 ) -> None:
     """Rehearse alarms: write an export of real studies with a planted change. The ward itself is not touched.
 
-    Studies and patients get new names that begin with "simulated-". Ingest the export into a copy of the ward, and watch.
+    Studies and patients get new names that begin with "simulated-". Ingest the export into a copy of the ward, then
+    watch there.
     """
     if show:
         from flows.screens import show_changes

@@ -23,7 +23,7 @@ from monitor.uncertainty import entropy, margin
 Floats = NDArray[np.float64]
 
 PERMUTATIONS_TO_CALIBRATE = 99
-MOST_PERMUTED = 5000
+MOST_PERMUTED = 2000
 """Patients on both sides together beyond which a column is compared by its bins and not by relabelling."""
 
 AT_EQUAL_MIX = ("alibi_context_mmd",)

@@ -13,6 +13,7 @@ from monitor.attribution import attribute_drift
 from monitor.cohorts import Cohort, Window
 from monitor.comparisons import Background, Question, answer, list_questions
 from monitor.detectors import Outcome, is_constant
+from monitor.embedding_shift import Reference
 from monitor.examples import show_examples
 from monitor.harm import headline_harm, measure_harm
 from monitor.label_shift import estimate_prevalence
@@ -23,6 +24,9 @@ from monitor.results import DriftResult, Verdict, WindowReport
 from monitor.subgroups import measure_gaps
 
 EXAMPLES = 12
+SCREEN = 0.1
+"""P-value of a first look above which a comparison is plainly quiet."""
+
 Tell = Callable[[str], None]
 CONSTANT = "every study of the window has the same embedding: is preprocessing upstream broken?"
 
@@ -46,8 +50,9 @@ def watch_window(  # noqa: PLR0913 - a visit needs both sides, whose they are, a
     cohorts, background and policy give the same report.
     """
     background = background or Background(cohort=reference)
-    generator = np.random.default_rng([policy.seed, int(hashlib.sha256(window.key.encode()).hexdigest()[:8], 16)])
-    results = _detect(background, current, window, policy, generator, progress)
+    number = int(hashlib.sha256(window.key.encode()).hexdigest()[:8], 16)
+    comparing, generator = (np.random.default_rng([policy.seed, number, part]) for part in range(2))
+    results = _detect(background, current, window, policy, comparing, progress)
     progress("performance")
     evaluation = evaluate(current, name=window.key, model_version=model_version, policy=policy, generator=generator)
     progress("subgroups")
@@ -101,10 +106,10 @@ def _detect(
     found: list[Outcome | str] = []
     alpha = policy.drift_alpha(window)
     # Holm's first step needs p-values below alpha / m, which so many permutations can reach.
-    enough = max(policy.permutations, math.ceil(5 * len(questions) / alpha))
+    enough = max(policy.permutations, math.ceil(2 * len(questions) / alpha))
     for question in questions:
         progress(f"{question.detector} on {question.feature}")
-        found.append(answer(question, enough, policy, generator, background.embedding))
+        found.append(_answer_in_two_steps(question, enough, policy, generator, background.embedding))
     thresholds = iter(holm_thresholds([outcome.p_value for outcome in found if isinstance(outcome, Outcome)], alpha))
     return tuple(
         _judge(
@@ -116,6 +121,20 @@ def _detect(
         )
         for question, outcome in zip(questions, found, strict=True)
     )
+
+
+def _answer_in_two_steps(
+    question: Question, enough: int, policy: DriftPolicy, generator: np.random.Generator, fitted: Reference | None
+) -> Outcome | str:
+    """Look closer only where a first look is not plainly quiet: most of a window's comparisons are.
+
+    Both p-values are valid and the second is independent of the first, so the one that is given is valid too: at most
+    alpha of quiet comparisons have a second of alpha or less, and a first above SCREEN is given as it is.
+    """
+    first = answer(question, policy.permutations, policy, generator, fitted)
+    if isinstance(first, str) or first.p_value > SCREEN or enough <= policy.permutations:
+        return first
+    return answer(question, enough, policy, generator, fitted)
 
 
 def _judge(
