@@ -3,8 +3,9 @@
 Cohorts: tumour on real brain MRI embeddings (a linear probe; windows mix sources and prevalences anew), rejected scans
 by image-quality metrics at ABIDE's sites (a logistic regression; windows are drawn from sites it never saw), and
 simulated scores for speed alone. Both sides estimate the same windows from the same labelled reference, one study a
-patient. A window's error is estimated minus realised; ours covers where the error lies within 1.96 standard errors of
-sampling and of what earlier windows were off by. NannyML runs with its defaults.
+patient. A window's error is estimated minus realised. Two coverages: of the realised figure by the interval that the
+product shows, which is about the loss in the population and leaves out the sampling error of the labels that came; and
+by that interval together with it. Met means 90 % or more; the wish is 90 to 99 %. NannyML runs with its defaults.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from monitor.harm import compare_estimated, measure_harm
 from monitor.measures import Answers
 from monitor.policies import DriftPolicy
 from monitor.reconciliation import EstimationError, past_error, reconcile
-from monitor.results import Verdict, WindowReport
+from monitor.results import Source, Verdict, WindowReport
 from monitor.tasks import Task
 
 METRICS = {"auroc": "roc_auc", "accuracy": "accuracy", "sensitivity": "recall", "specificity": "specificity"}
@@ -104,12 +105,19 @@ def _mix(
         yield rng.choice(rows, size, p=weights / weights.sum())
 
 
-def ours(reference: Labelled, windows: list[Labelled]) -> list[EstimationError]:
-    known, errors = cohort_of(reference, 0), []
+def ours(reference: Labelled, windows: list[Labelled]) -> tuple[list[EstimationError], dict[str, list[bool]]]:
+    """Estimate every window with the errors of the earlier ones; also whether its interval held the realised loss."""
+    known, errors, held = cohort_of(reference, 0), [], {name: [] for name in METRICS}
     for number, sample in enumerate(windows):
         window = Window(start=START + timedelta(days=number), end=START + timedelta(days=number + 1))
         current = cohort_of(sample, 10_000_000)
-        harms = measure_harm(known, current, window=window, policy=POLICY, generator=np.random.default_rng(number))
+        generator = np.random.default_rng(number)
+        harms = measure_harm(known, current, window=window, policy=POLICY, generator=generator, history=errors)
+        realised = {harm.metric: harm.loss for harm in harms if harm.source is Source.REALISED}
+        for harm in harms:
+            truth = realised[harm.metric]
+            if harm.source is Source.ESTIMATED and None not in (harm.low, harm.high, truth):
+                held[harm.metric].append(harm.low <= truth <= harm.high)
         report = WindowReport(
             model="m",
             window=window,
@@ -125,7 +133,7 @@ def ours(reference: Labelled, windows: list[Labelled]) -> list[EstimationError]:
             contributions=(),
         )
         errors += reconcile([report])
-    return errors
+    return errors, held
 
 
 def nannyml_frame(samples: list[Labelled]) -> pd.DataFrame:
@@ -155,7 +163,7 @@ def nannyml_errors(reference: Labelled, windows: list[Labelled]) -> dict[str, Fl
 
 
 def compare(name: str, reference: Labelled, windows: list[Labelled]) -> list[Case]:
-    errors, peers = ours(reference, windows), nannyml_errors(reference, windows)
+    (errors, held), peers = ours(reference, windows), nannyml_errors(reference, windows)
     n = f"{len(windows)} windows of {len(windows[0][0])}, reference {len(reference[0])}"
     cases: list[Case] = []
     for metric in METRICS:
@@ -165,8 +173,9 @@ def compare(name: str, reference: Labelled, windows: list[Labelled]) -> list[Cas
         told = f"{name}: mean absolute error of {metric}"
         cases.append(Case(case=told, ours=off, peer=theirs, peer_name="NannyML CBPE", target=1, n=n))
         inside = [_covers(error, mine[:place]) for place, error in enumerate(mine)]
-        told = f"{name}: {metric} within the interval"
-        cases.append(Case(case=told, ours=0.90, peer=float(np.mean(inside)), peer_name="coverage", target=1, n=n))
+        for how, flags in (("with the truth's own sampling error", inside), ("alone", held[metric])):
+            told = f"{name}: realised {metric} in the interval {how}"
+            cases.append(Case(case=told, ours=0.90, peer=float(np.mean(flags)), peer_name="covered", target=1, n=n))
     return cases
 
 

@@ -52,15 +52,21 @@ def bare(before: Singles, now: Singles, permutations: int) -> None:
 
 
 def peak_megabytes(side: str, sizes: tuple[int, int, int], permutations: int) -> float:
-    """Measure the memory of one test in a process of its own, beyond what it has before."""
+    """Measure the memory of one test in a process of its own, beyond what it has before.
+
+    Not by getrusage: a child's ru_maxrss starts at its parent's peak.
+    """
     code = (
-        "import resource, sys\n"
+        "from pathlib import Path\n"
         "from benchmarks import kernels\n"
+        "def peak():\n"
+        "    lines = Path('/proc/self/status').read_text().splitlines()\n"
+        "    return int(next(line.split()[1] for line in lines if line.startswith('VmHWM')))\n"
         f"b, n = kernels.draw({sizes[0]}, {sizes[2]}, 1), kernels.draw({sizes[1]}, {sizes[2]}, 2)\n"
         f"kernels.{side}(b[:50], n[:50], 20)\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
         f"kernels.{side}(b, n, {permutations})\n"
-        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3)\n"
+        "print((peak() - before) / 1e3)\n"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     return max(float(done.stdout.split()[-1]), 1.0)

@@ -45,7 +45,8 @@ def measure_harm(
 
     First as realised by the labels of the window, then as estimated without them. Loss is reference
     minus current; its interval counts patients, those seen on both sides together, and for an estimate also what
-    the estimator's errors in ``history`` were beyond sampling. A loss is sure where its interval lies above 0 also
+    the estimator's errors in ``history`` were beyond sampling; it is about the loss in the population, and leaves out
+    by how much the labels of these few studies will differ from it. A loss is sure where its interval lies above 0 also
     at the level that all losses of a source share (Bonferroni). A row that cannot be computed stays, with its reason.
     ``n`` counts the studies the current figure rests on; ``assumptions`` names what an estimate rests on and
     that does not seem to hold.
