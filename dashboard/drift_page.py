@@ -104,8 +104,8 @@ def _show_losses(report: WindowReport) -> None:
         st.plotly_chart(charts.losses(report.harms), width="stretch", key="losses", config=QUIET_BAR)
         st.caption(
             "Loss is the reference minus this window, with a 95 % interval over patients. Estimates use no labels of "
-            "this window: they see harder cases, but not a changed meaning of the images; their lines are about all such "
-            "studies, not about what the labels of these few will show."
+            "this window: they see harder cases, but not a changed meaning of the images; their lines are about all "
+            "such studies, not about what the labels of these few will show."
         )
     if doubts := list(dict.fromkeys(words for harm in report.harms for words in harm.assumptions)):
         st.warning("**Do not trust the estimates blindly.**  \n" + "  \n".join(plain(sentence(d)) for d in doubts))

@@ -8,14 +8,14 @@ subgroups together cost what the whole cohort costs.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
-from monitor.intervals import Floats, Form, sum_by_patient
+from monitor.intervals import Floats, Form
 from monitor.measures import MEASURES, Answers, Basis, Measure, Sums
 
 Rows = NDArray[np.intp]
@@ -69,17 +69,11 @@ class _Ranked:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Table:
-    """The terms of the sum-like figures of one basis, summed by subgroup and patient.
-
-    ``patients`` (pairs,) in order of subgroup, where subgroup g takes ``starts[g]`` to ``starts[g + 1]``; their
-    ``terms`` (pairs, k), those of the first of ``sums`` first.
-    """
+    """What the sum-like figures of one basis are made of: terms summed by subgroup and patient."""
 
     names: tuple[str, ...]
     sums: tuple[Sums, ...]
-    patients: Rows
-    starts: Rows
-    terms: Floats
+    table: tuple[sparse.csr_matrix, ...]
 
 
 class SubgroupFigures:
@@ -89,11 +83,12 @@ class SubgroupFigures:
         answers: what was said and what was true.
         subgroup: number of each study's subgroup, shape (n,).
         subgroups: how many there are.
+        patients: how many columns the weights have.
         names: figures out of FIGURES.
     """
 
     def __init__(
-        self, answers: Answers, subgroup: Rows, *, subgroups: int, names: Sequence[str] = tuple(FIGURES)
+        self, answers: Answers, subgroup: Rows, *, subgroups: int, patients: int, names: Sequence[str] = tuple(FIGURES)
     ) -> None:
         known = ~np.isnan(answers.labels)
         rows = {Basis.EVERYONE: np.ones_like(known), Basis.LABELLED: known}
@@ -106,7 +101,7 @@ class SubgroupFigures:
         for basis in (Basis.EVERYONE, Basis.LABELLED):
             wanted = [name for name in names if (FIGURES[name].basis is Basis.EVERYONE) is (basis is Basis.EVERYONE)]
             part, places = answers.select(rows[basis]), subgroup[rows[basis]]
-            self._tables.append(_tabulate(part, places, subgroups, wanted))
+            self._tables.append(_tabulate(part, places, wanted, (subgroups, patients)))
         positive, negative = (
             (answers.scores[some], answers.patients[some], subgroup[some])
             for some in (rows[Basis.POSITIVE], rows[Basis.NEGATIVE])
@@ -122,7 +117,8 @@ class SubgroupFigures:
 
         Returns: by name, inside each subgroup and outside: shape (b, 2, subgroups); NaN where undefined.
         """
-        found = {name: figure for table in self._tables for name, figure in _weigh_sums(table, counts).items()}
+        weights = np.ascontiguousarray(counts.T, dtype=np.float64)
+        found = {name: figure for table in self._tables for name, figure in _weigh_sums(table, weights).items()}
         if "auroc" in self._names:
             found["auroc"] = self._weigh_areas(counts)
         return {name: found[name] for name in self._names}
@@ -181,27 +177,20 @@ def _tally(patients: Rows, subgroup: Rows, subgroups: int) -> Tally:
     )
 
 
-def _tabulate(answers: Answers, subgroup: Rows, subgroups: int, names: Sequence[str]) -> _Table:
+def _tabulate(answers: Answers, subgroup: Rows, names: Sequence[str], shape: tuple[int, int]) -> _Table:
+    """Sum the terms of the sum-like figures by subgroup and patient, one sparse (subgroups, patients) a term."""
     made = {name: make(answers) for name in names if (make := FIGURES[name].sums)}
-    patients = int(answers.patients.max(initial=0)) + 1
-    pairs, place = np.unique(subgroup * np.intp(patients) + answers.patients, return_inverse=True)
-    terms = [sum_by_patient(one.terms, place, len(pairs)) for one in made.values()]
-    return _Table(
-        names=tuple(made),
-        sums=tuple(made.values()),
-        patients=pairs % patients,
-        starts=_starts(pairs // patients, subgroups),
-        terms=np.concatenate(terms, axis=1) if terms else np.empty((len(pairs), 0)),
-    )
+    columns = [column for one in made.values() for column in one.terms.T]
+    place = (subgroup, answers.patients)
+    table = tuple(sparse.csr_matrix((column, place), shape=shape, dtype=np.float64) for column in columns)
+    return _Table(names=tuple(made), sums=tuple(made.values()), table=table)
 
 
-def _weigh_sums(table: _Table, counts: Counts) -> dict[str, Floats]:
-    """Combine weighted sums to figures of shape (b, 2, subgroups)."""
+def _weigh_sums(table: _Table, weights: Floats) -> dict[str, Floats]:
+    """Combine weighted sums, weights of shape (patients, b), to figures of shape (b, 2, subgroups)."""
     if not table.names:
         return {}
-    weights = _take(counts, table.patients).astype(np.float64)
-    stretches = list(itertools.starmap(slice, itertools.pairwise(table.starts)))
-    inside = np.stack([weights[:, rows] @ table.terms[rows] for rows in stretches], axis=1)
+    inside = np.stack([np.asarray(terms @ weights).T for terms in table.table], axis=-1)
     totals = np.stack([inside, inside.sum(axis=1, keepdims=True) - inside], axis=1)
     ends = np.cumsum([one.terms.shape[1] for one in table.sums])
     parts = zip(table.names, table.sums, np.split(totals, ends[:-1], axis=-1), strict=True)

@@ -145,10 +145,10 @@ def test_a_value_that_gained_share_is_told_from_one_that_moved_within():
     # within either sex the sites have changed, so their images have; within a site nothing has: the site explains it
     assert min(more["sex", value].p_share for value in "FM") > 0.01
     assert max(more["sex", value].p_within for value in "FM") < 0.01
-    assert more["site", "b"].p_share == 1 / 1000
+    assert more["site", "b"].p_share == 1 / 2000
     assert min(more["site", value].p_within for value in "ab") > 0.01
     within = attribute(reference, world(rng, 80, first=1000, moved="b"))
-    assert within["site", "b"].p_within == 1 / 1000
+    assert within["site", "b"].p_within == 1 / 2000
     assert within["site", "b"].beyond_chance
     assert within["site", "a"].p_within > 0.01
     assert min(within["site", value].p_share for value in "ab") > 0.01

@@ -66,6 +66,7 @@ def test_a_small_cell_loses_every_figure_and_says_why():
         ((5, 6, 7), [5, 6, 7]),
         ((4, 6, 7), [None, None, 7]),
         ((4, 3, 7), [None, None, 7]),
+        ((1, 1, 60), [None, None, None]),
         ((0, 4, 7, 9), [0, None, None, 9]),
         ((4,), [None]),
         ((0, 0), [0, 0]),
@@ -75,9 +76,38 @@ def test_what_is_left_by_hand(patients, left):
     assert shown(suppress_gaps(gaps(*patients), 5)) == left
 
 
-def test_every_attribute_finding_and_metric_is_a_table_of_its_own():
+def test_a_cell_that_is_blank_in_one_metric_is_blank_in_all_and_other_attributes_stay():
     rows = gaps(3, 40) + gaps(30, 40, metric="sensitivity") + gaps(30, 40, attribute="sex")
-    assert shown(suppress_gaps(rows, 5)) == [None, None, 30, 40, 30, 40]
+    assert shown(suppress_gaps(rows, 5)) == [None, None, None, None, 30, 40]
+
+
+def test_a_small_count_in_words_is_hidden_wherever_it_stands():
+    told = "outside: 3 labelled studies, 20 are needed; 4 patients with tumour, 5 are needed; 40 studies"
+    (row,) = suppress_gaps(gaps(50, reason=told), 5)
+    assert row.reason == (
+        "outside: fewer than 5 labelled studies, 20 are needed; "
+        "fewer than 5 patients with tumour, 5 are needed; 40 studies"
+    )
+
+
+def test_the_difference_of_two_metrics_counts_gives_no_small_one_away():
+    rows = [
+        *gaps(24, 30, metric="calibration_offset"),
+        *gaps(21, 20, metric="specificity"),
+        *gaps(3, 10, metric="sensitivity"),
+    ]
+    left = suppress_gaps(rows, 5)
+    assert [row.patients for row in left if row.value == "v0"] == [None, None, None]
+
+
+def test_a_line_of_a_crossed_table_gives_no_small_count_away():
+    crossed = [
+        replace(
+            GAP, attribute="sex & site", value=f"{sex} & {site}", parts=(("sex", sex), ("site", site)), patients=n, n=n
+        )
+        for sex, site, n in (("F", "A", 30), ("F", "B", 3), ("M", "A", 20), ("M", "B", 40))
+    ]
+    assert shown(suppress_gaps(crossed, 5)) == [None] * 4  # three blank ones would be computed from the lines
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=8), st.integers(2, 12))
@@ -85,8 +115,8 @@ def test_no_small_count_is_shown_nor_can_be_computed_from_the_total(patients, sm
     left = suppress_gaps(gaps(*patients), smallest)
     assert all(n is None or n == 0 or n >= smallest for n in shown(left))
     hidden = [n for n, row in zip(patients, left, strict=True) if row.patients is None]
-    filled = sum(n > 0 for n in patients)
-    assert len(hidden) != 1 or filled == 1
+    filled = [n for n in patients if n > 0]
+    assert not hidden or len(hidden) == len(filled) or (len(hidden) > 1 and sum(hidden) >= smallest)
     assert suppress_gaps(left, smallest) == left
 
 
