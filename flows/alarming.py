@@ -14,7 +14,7 @@ import numpy as np
 
 from continual.files import write_atomically
 from flows.ward import Ward, load_role, version_in
-from monitor.alarms import AlarmState, advance, joins_comparison, weigh_window
+from monitor.alarms import AlarmState, advance, joins_comparison, list_settled, weigh_window
 from monitor.cohorts import Cohort, Window, concatenate
 from monitor.comparisons import Background, calibrate
 from monitor.embedding_shift import Reference, fit_reference, name_reference
@@ -34,7 +34,9 @@ def load_background(ward: Ward, model: str, reference: Cohort, current: Cohort, 
     that count, and what earlier estimates were off by.
     """
     earlier = _before(ward, model, window)
-    joined = [entry.window for entry in earlier if entry.joined]
+    opened = [entry.state.open_since == entry.window for entry in earlier]
+    places = list_settled([entry.joined for entry in earlier], opened, ward.settings.drift.join_after)
+    joined = [earlier[place].window for place in places]
     watched = {entry.window for entry in earlier}
     cohort = concatenate([reference, load_role(ward, model, joined, None)]) if joined else reference
     return Background(

@@ -147,7 +147,13 @@ def show_explanation(screen: Console, told: PolicyExplanation) -> None:
         name = f"{delay.shift} ({delay.size:g} standard deviations)"
         table.add_row(name, *(_waited(n, days) for n in (delay.median, delay.late)), f"{delay.found:.0%}")
     screen.print(table)
-    screen.print(Text("Simulated: the column moves at once, all else stays quiet.", "dim"))
+    screen.print(
+        Text(
+            "Simulated: the column moves at once, all else stays quiet, and the reference is as large as it will "
+            "become. In the first weeks it takes longer.",
+            "dim",
+        )
+    )
 
 
 def _waited(windows: int | None, days: float) -> str:

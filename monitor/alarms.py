@@ -13,7 +13,9 @@ E[windows since the restart]; summed over restarts, E[alarms] <= N / c, the budg
 references only, and a year of windows discovers that this reference is not the population. So quiet windows join
 what later ones are compared with: a permutation test against everything seen before gives independent p-values while
 nothing changes (Vovk, Gammerman and Shafer 2005), until ``warm_up`` windows are in it and its luck no longer matters.
-Exact until the first alarm; after one, the windows of the alarm stay out.
+A window waits ``join_after`` windows before it joins, and never does if an alarm opens meanwhile: a change must not be
+absorbed while evidence for it gathers. With the wait p-values are nearly independent, not exactly; that the budget
+holds is checked by simulation.
 """
 
 from __future__ import annotations
@@ -152,6 +154,18 @@ def joins_comparison(
     """
     calm = state.open_since is None and not state.over
     return bool(evidence.p_values) and calm and compared < policy.warm_up * patients
+
+
+def list_settled(joined: Sequence[bool], opened: Sequence[bool], join_after: int) -> list[int]:
+    """Tell which earlier windows the next one is compared with, beside the reference.
+
+    Args:
+        joined: of each earlier window, in order, whether `joins_comparison` let it join.
+        opened: of each, whether an alarm opened in it.
+        join_after: how many windows must have passed since; none of them may have opened an alarm.
+    """
+    last = len(joined) - join_after
+    return [place for place in range(last) if joined[place] and not any(opened[place + 1 : place + 1 + join_after])]
 
 
 def count_alarms(states: Sequence[AlarmState]) -> int:

@@ -35,6 +35,7 @@ class DriftPolicy(BaseModel):
     effect_quantile: float = Field(
         0.9, ge=0.5, lt=1, description="part of the reference's own stretches whose effects stay below what counts"
     )
+    join_after: int = Field(7, ge=0, description="windows that a quiet one waits before it joins the comparison set")
     warm_up: int = Field(50, ge=0, description="quiet windows join the comparison set up to so many times their size")
     permutations: int = Field(999, ge=99)
     resamples: int = Field(1000, ge=100, description="patient-level bootstrap resamples for intervals")

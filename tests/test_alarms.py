@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom, poisson
+from scipy.stats import binom, ks_2samp, poisson
 
 from monitor.alarms import (
     AlarmState,
@@ -16,6 +16,7 @@ from monitor.alarms import (
     advance,
     count_alarms,
     joins_comparison,
+    list_settled,
     name_comparison,
     replay,
     weigh_window,
@@ -209,6 +210,47 @@ def test_quiet_windows_join_until_the_set_is_large_and_never_during_an_alarm():
     assert not joins(calm, said(0, 0.5), 500)
     assert not joins(loud, said(0, 1e-9), 100)
     assert not joins(calm, WindowEvidence(window=day(0), p_values={}), 100)
+
+
+@pytest.mark.parametrize(
+    ("joined", "opened", "wait", "settled"),
+    [
+        ([True] * 5, [False] * 5, 0, [0, 1, 2, 3, 4]),
+        ([True] * 5, [False] * 5, 2, [0, 1, 2]),
+        ([True, False, True, True, True], [False] * 5, 2, [0, 2]),
+        ([True] * 3, [False] * 3, 7, []),
+        ([True, True, True, False, False, True], [False, False, False, True, False, False], 2, [0]),
+    ],
+)
+def test_windows_wait_before_they_join_and_never_do_if_an_alarm_opens_meanwhile(joined, opened, wait, settled):
+    assert list_settled(joined, opened, wait) == settled
+
+
+def test_a_change_that_begins_early_is_not_absorbed():
+    """Half a standard deviation from the first window on, daily windows of a tenth of the reference."""
+    rng, found, runs = np.random.default_rng(8), {0: 0, 7: 0}, 30
+    for wait in found:
+        policy = POLICY.model_copy(update={"join_after": wait})
+        for _ in range(runs):
+            found[wait] += _found_in_a_quarter(rng, policy)
+    assert found[7] >= 0.8 * runs
+    assert found[7] >= found[0]
+
+
+def _found_in_a_quarter(rng: np.random.Generator, policy: DriftPolicy) -> bool:
+    reference, windows, joined, opened, state = rng.normal(size=300), [], [], [], AlarmState()
+    for number in range(90):
+        window = rng.normal(0.5, 1, size=30)
+        settled = list_settled(joined, opened, policy.join_after)
+        compared = np.concatenate([reference, *(windows[place] for place in settled)])
+        evidence = said(number, float(ks_2samp(compared, window, method="asymp").pvalue), *rng.random(11))
+        state = advance(state, evidence, policy)
+        windows.append(window)
+        joined.append(joins_comparison(state, evidence, patients=30, compared=len(compared), policy=policy))
+        opened.append(state.open_since == day(number))
+        if state.open_since is not None:
+            return True
+    return False
 
 
 @pytest.mark.slow
