@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -158,7 +159,9 @@ def inbox_of(ward: Ward, model: str) -> tuple[Path, ...]:
 def serve(directory: Path) -> None:
     """Serve one scheduled deployment per model until interrupted; each runs ``round_flow`` on the model's cron line."""
     ward = open_ward(directory)
-    with _scheduling_server(ward.settings.directory / "prefect"):
+    # Prefect hears a SIGTERM only once its runner has started; before that one would leave the server running
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt), _scheduling_server(ward.settings.directory / "prefect"):
         prefect_serve(*deployments_of(ward))
 
 

@@ -105,6 +105,7 @@ def simulate(ward: Ward, model: str, studies: Studies, scenario: Scenario, out: 
         ValueError: the studies lack what a change needs.
     """
     _check_folder(ward, out)
+    plant_changes(studies.cohort, scenario)  # what cannot be planted is refused before anything is written
     writing = _Writing(ward=ward, model=model, studies=studies, scenario=scenario, folder=out / "images")
     planted = plant_changes(studies.cohort, scenario, answer=writing.answer if studies.images else None)
     planted = replace(planted, cohort=mark_simulated(planted.cohort, scenario))

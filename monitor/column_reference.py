@@ -185,9 +185,9 @@ def _test_numbers(
     found: dict[str, ColumnOutcome] = {}
     for test in tests:
         if test == "ks":
-            figures = _ks(apart, merged, noise)
+            figures = _ks(apart, noise, sizes)
         elif test == "wasserstein":
-            figures = _wasserstein(sketch, apart, noise)
+            figures = _wasserstein(sketch, _centres(sketch, column, fine), apart, noise)
         else:
             figures = _by_table(test, _deciles(merged), _cut_noise(noise, merged), sizes)
         found[test] = ColumnOutcome(statistic=figures[0], effect=figures[1], p_value=figures[2], **base)
@@ -273,20 +273,33 @@ def _merge(coarse: Codes, counts: Floats, before: Floats) -> Floats:
     return np.stack([np.bincount(coarse, weights=side) for side in (counts, before)])
 
 
-def _ks(apart: Floats, merged: Floats, noise: Floats) -> tuple[float, float, float]:
-    """Give distance, effect and p-value; the effective size is what the cuts' variances over patients amount to."""
+def _ks(apart: Floats, noise: Floats, sizes: tuple[int, int]) -> tuple[float, float, float]:
+    """Give distance, effect and p-value by Kolmogorov's law at the size that the most uncertain cut amounts to.
+
+    The tail of a supremum is that of its largest variance (1 / 4n for n independent studies). The mean over the cuts
+    alarmed on 9 to 13 % of unchanged windows at a nominal 5 % where patients with high values have more studies.
+    Values that repeat are no reason to count more studies than there are.
+    """
     distance = float(np.abs(apart).max())
     lower = np.tril(np.ones(noise.shape))[:-1]
     variances = np.einsum("cj,jk,ck->c", lower, noise, lower)
-    pooled = np.cumsum(merged.sum(axis=0) / merged.sum())[:-1]
-    effective = float((pooled * (1 - pooled)).sum() / max(variances.sum(), 1e-300))
+    effective = 1 / max(4 * float(variances.max()), 1 / sizes[0] + 1 / sizes[1])
     p = float(kstwo.sf(distance, max(round(effective), 1)))
     return distance, _less(distance**2, KOLMOGOROV_SQUARED / effective), _hold(p)
 
 
-def _wasserstein(sketch: NumberSketch, apart: Floats, noise: Floats) -> tuple[float, float, float]:
+def _centres(sketch: NumberSketch, column: NDArray[Any], fine: Codes) -> Floats:
+    """Give the bins' centres; outside the reference's range it is the window that says where its values lie."""
+    centres = sketch.centres.copy()
+    for outer in (0, len(centres) - 1):
+        if len(beyond := column[fine == outer]):
+            centres[outer] = beyond.mean()
+    return centres
+
+
+def _wasserstein(sketch: NumberSketch, centres: Floats, apart: Floats, noise: Floats) -> tuple[float, float, float]:
     """Give distance (column unit), effect (standard deviations), p-value from Gaussian draws (1 / 4,001 at least)."""
-    gaps = np.diff(sketch.centres)
+    gaps = np.diff(centres)
     distance = float(np.abs(apart) @ gaps)
     coarse_gaps = np.bincount(sketch.coarse[:-1], weights=gaps, minlength=len(noise))
     spread, axes = np.linalg.eigh(noise)

@@ -125,3 +125,41 @@ def test_inputs_are_left_alone_and_columns_of_one_side_are_left_out():
 def test_infinite_values_are_refused():
     with pytest.raises(ValueError, match="finite"):
         fit_columns({"dose": np.array([1.0, np.inf])}, np.arange(2))
+
+
+def test_patients_with_high_values_and_many_studies_raise_no_more_false_alarms():
+    """The variance then sits at some cuts only, where a mean over all cuts would not see it."""
+    rng, runs = np.random.default_rng(9), 400
+
+    def draw(patients, first):
+        numbers = rng.normal(size=patients)
+        owner = np.arange(patients).repeat(np.where(numbers > 1.28, 10, 1))
+        return {"dose": numbers[owner]}, owner + first
+
+    p_values = [compare(draw(600, 0), draw(60, 10_000), ("ks",))["ks", "dose"].p_value for _ in range(runs)]
+    for alpha in (0.05, 0.01):
+        assert (np.array(p_values) <= alpha).sum() <= binom.ppf(1 - 1e-4, runs, alpha), alpha
+
+
+def test_a_window_beyond_the_range_of_the_reference_is_as_far_as_it_is():
+    rng = np.random.default_rng(10)
+    before, now = rng.normal(size=1000), rng.normal(50, 1, size=300)
+    found = compare(({"x": before}, np.arange(1000)), ({"x": now}, np.arange(5000, 5300)))
+    assert found["wasserstein", "x"].statistic == pytest.approx(wasserstein_distance(before, now), rel=1e-9)
+    assert found["wasserstein", "x"].p_value < 3e-4
+
+
+def test_a_constant_that_became_another_constant_is_a_change():
+    constants = [({"x": np.full(200, value)}, np.arange(200) + int(value) * 1000) for value in (3.0, 5.0)]
+    found = compare(*constants)
+    assert found["wasserstein", "x"].statistic == pytest.approx(2)
+    assert found["ks", "x"].statistic == pytest.approx(1)
+    assert all(outcome.p_value < 3e-4 and outcome.effect > 0.5 for outcome in found.values())
+
+
+@pytest.mark.parametrize("test", ["ks", "wasserstein"])
+def test_one_study_beyond_the_reference_is_no_alarm(test):
+    rng = np.random.default_rng(11)
+    now = np.append(rng.normal(size=199), 1000.0)
+    found = compare(({"x": rng.normal(size=1000)}, np.arange(1000)), ({"x": now}, np.arange(5000, 5200)))
+    assert found[test, "x"].p_value > 0.05
