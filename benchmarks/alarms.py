@@ -32,7 +32,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.results import Case, record
 from benchmarks.worlds import real_embeddings
-from monitor.alarms import AlarmState, WindowEvidence, advance, joins_comparison
+from monitor.alarms import AlarmState, WindowEvidence, advance, discount_trifle, joins_comparison
 from monitor.cohorts import Window
 from monitor.column_reference import ColumnOutcome, compare_columns, fit_columns
 from monitor.embedding_shift import fit_reference, test_shift
@@ -41,7 +41,6 @@ from monitor.policies import DriftPolicy
 DAY, START = timedelta(days=1), datetime(2026, 1, 5, tzinfo=UTC)
 PATIENTS, REFERENCE, PERMUTATIONS = 60, 1_001, 399
 STRETCHES = 40
-WORTHLESS = 0.25
 LONGEST = 60
 POLICY = DriftPolicy(false_alarms_per_year=1)
 CHANGES = ("mild blur", "contrast", "noise", "age +0.5 SD")
@@ -130,7 +129,7 @@ class Monitor:
     def live(self, day: int, window: Sample) -> dict[str, float]:
         """Take in one day; returns its p-values."""
         found = _measure(self.embedding, self.columns, window, PERMUTATIONS, self.rng)
-        p_values = {name: p if effect >= self.least[name] else max(p, WORTHLESS) for name, (p, effect) in found.items()}
+        p_values = {name: discount_trifle(p, effect, self.least[name]) for name, (p, effect) in found.items()}
         when = Window(start=START + day * DAY, end=START + (day + 1) * DAY)
         evidence = WindowEvidence(window=when, p_values=p_values)
         self.state = advance(self.state, evidence, POLICY)
@@ -250,29 +249,20 @@ def main() -> None:
             target=1,
             n=n,
         ),
-        Case(
-            case="days with an alarm a quiet year",
-            ours=max(quiet["ours"], 1e-3),
-            peer=quiet["alpha"],
-            peer_name="any test at alpha 0.05",
-            target=1,
-            n=n,
-        ),
-        Case(
-            case="days with an alarm a quiet year",
-            ours=max(quiet["ours"], 1e-3),
-            peer=quiet["any column"],
-            peer_name=f"Evidently, any column (rule agrees on {agrees:.0%})",
-            target=1,
-            n=n,
-        ),
-        Case(
-            case="days with an alarm a quiet year",
-            ours=max(quiet["ours"], 1e-3),
-            peer=quiet["half the columns"],
-            peer_name="Evidently, half the columns",
-            target=1,
-            n=n,
+        *(
+            Case(
+                case="days with an alarm a quiet year",
+                ours=max(quiet["ours"], 1e-3),
+                peer=quiet[rule],
+                peer_name=peer_name,
+                target=1,
+                n=n,
+            )
+            for rule, peer_name in (
+                ("alpha", "any test at alpha 0.05"),
+                ("any column", f"Evidently, any column (rule agrees on {agrees:.0%})"),
+                ("half the columns", "Evidently, half the columns"),
+            )
         ),
     ]
     for change, days in waited.items():

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Sequence
 from datetime import datetime
-from itertools import pairwise
+from itertools import takewhile
 
 import numpy as np
 
@@ -102,17 +102,20 @@ def follow_alarm(ward: Ward, model: str, window: Window, *, at: datetime) -> tup
 
 
 def _before(ward: Ward, model: str, window: Window) -> list[AlarmEntry]:
-    """List the entries before a window under the version that is live in it: a new version starts anew."""
-    version = version_in(ward, model, window)
+    """List the entries before a window, in order, since the version that is live in it went live."""
     earlier = [entry for entry in ward.records.alarms(model) if entry.window.start < window.start]
-    since = next((i + 1 for i, (a, b) in reversed(list(enumerate(pairwise(earlier)))) if a.version != b.version), 0)
-    return [entry for entry in earlier[since:] if entry.version == version]
+    return _latest_run(version_in(ward, model, window), earlier)
+
+
+def _latest_run(version: str, entries: Sequence[AlarmEntry]) -> list[AlarmEntry]:
+    """Give the last entries in a row that are about a version: a new version, or one restored, starts anew."""
+    return list(takewhile(lambda entry: entry.version == version, reversed(entries)))[::-1]
 
 
 def _advance(ward: Ward, report: WindowReport, earlier: Sequence[AlarmEntry]) -> AlarmEntry:
     policy, model, window = ward.settings.drift, report.model, report.window
     version = version_in(ward, model, window)
-    mine = [entry for entry in earlier if entry.version == version]
+    mine = _latest_run(version, earlier)
     evidence = weigh_window(window, report.results)
     state = advance(mine[-1].state if mine else AlarmState(), evidence, policy)
     compared = max((result.patients_reference for result in report.results), default=0)

@@ -83,19 +83,22 @@ def name_comparison(detector: str, feature: str) -> str:
     return f"{detector} on {feature}"
 
 
+def discount_trifle(p_value: float, effect: float, least_effect: float) -> float:
+    """Give what counts of a p-value: with an effect below the least it is worth nothing, WORTHLESS or more."""
+    return p_value if effect >= least_effect else max(p_value, WORTHLESS)
+
+
 def weigh_window(window: Window, results: Iterable[DriftResult]) -> WindowEvidence:
     """Turn the comparisons of a window into its evidence.
 
-    A comparison whose effect is below its least effect is worth nothing: its p-value is raised to WORTHLESS at
-    least. NOT_ENOUGH_DATA has no p-value and is left out.
+    NOT_ENOUGH_DATA has no p-value and is left out.
     """
     p_values: dict[str, float] = {}
     for result in results:
         if result.p_value is None or result.effect is None:
             continue
         name = name_comparison(result.detector, result.feature)
-        counts = result.effect >= result.least_effect
-        p_values[name] = result.p_value if counts else max(result.p_value, WORTHLESS)
+        p_values[name] = discount_trifle(result.p_value, result.effect, result.least_effect)
     return WindowEvidence(window=window, p_values=p_values)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from monitor.cohorts import MISSING, Cohort, Window
 from monitor.multiplicity import holm_thresholds
-from monitor.permutations import contrasts, p_value
+from monitor.permutations import contrasts, p_value, sides_by_patient
 from monitor.results import Contribution
 
 Floats = NDArray[np.float64]
@@ -45,7 +45,7 @@ def attribute_drift(
     owners = np.unique(keys, return_inverse=True)[1]
     is_current = np.arange(len(keys)) >= strangers.sum()
     enough = min(len(np.unique(owners[is_current])), len(np.unique(owners[~is_current]))) >= LEAST_PATIENTS
-    weights = _weights(owners, is_current, generator) if enough else None
+    weights = contrasts(*sides_by_patient(owners, is_current), PERMUTATIONS, generator) if enough else None
     kept = np.concatenate([strangers, np.ones(len(current), dtype=np.bool_)])
     rows: list[Contribution] = []
     for name, column in current.attributes.items():
@@ -101,13 +101,6 @@ def _importance(contribution: Contribution) -> tuple[bool, float, float, str, st
     return beyond, -round(abs(change), 9), -change, contribution.attribute, contribution.value
 
 
-def _weights(owners: Codes, is_current: NDArray[np.bool_], generator: np.random.Generator) -> Floats:
-    count = int(owners.max()) + 1
-    current = np.zeros(count, dtype=np.bool_)
-    current[owners[is_current]] = True
-    return contrasts(np.bincount(owners, minlength=count).astype(np.float64), current, PERMUTATIONS, generator)
-
-
 def _test_shares(codes: Codes, values: int, owners: Codes, weights: Floats | None) -> list[float | None]:
     """Test, for each value, whether its share of the studies changed."""
     if weights is None:
@@ -134,7 +127,8 @@ def _test_within(
         return None
     sums = np.zeros((int(own.max()) + 1, components.shape[1]))
     np.add.at(sums, own, components[kept][mine])
-    moved = np.square(_weights(own, is_current[mine], generator) @ sums)
+    weights = contrasts(*sides_by_patient(own, is_current[mine]), PERMUTATIONS, generator)
+    moved = np.square(weights @ sums)
     usual = moved.mean(axis=0)  # of all relabellings, the observed among them, so that the p-value stays exact
     return p_value((moved / np.where(usual > 0, usual, 1)).sum(axis=1))
 

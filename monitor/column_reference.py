@@ -100,11 +100,10 @@ def compare_columns(
         if name not in reference:
             continue
         known = reference[name]
-        wanted = NUMERIC_TESTS if isinstance(known.sketch, NumberSketch) else CATEGORY_TESTS
-        asked = [test for test in tests if test in wanted]
+        numeric = isinstance(known.sketch, NumberSketch)
+        asked = [test for test in tests if test in (NUMERIC_TESTS if numeric else CATEGORY_TESTS)]
         try:
-            told = _test_numbers(known, column, owners, asked) if wanted is NUMERIC_TESTS else None
-            told = told if told is not None else _test_words(known, column, owners, asked)
+            told = (_test_numbers if numeric else _test_words)(known, column, owners, asked)
         except NotEnoughData as reason:
             found |= {(test, name): str(reason) for test in asked}
         else:
@@ -171,7 +170,7 @@ def _test_numbers(
     assert isinstance(sketch, NumberSketch)
     fine = find_bins(sketch, column.astype(np.float64, copy=False))
     seen = fine >= 0
-    _need(known, int(seen.sum()), owners[seen])
+    _need(known, owners[seen])
     counts = np.bincount(fine[seen], minlength=len(sketch.counts)).astype(np.float64)
     if ((counts + sketch.counts) > 0).sum() < 2:
         raise NotEnoughData("nothing varies: every value is the same, on both sides")
@@ -189,7 +188,7 @@ def _test_numbers(
         elif test == "wasserstein":
             figures = _wasserstein(sketch, _centres(sketch, column, fine), apart, noise)
         else:
-            figures = _by_table(test, _deciles(merged), _cut_noise(noise, merged), sizes)
+            figures = _by_table(test, *_cut_at_deciles(merged, noise), sizes)
         found[test] = ColumnOutcome(statistic=figures[0], effect=figures[1], p_value=figures[2], **base)
     return found
 
@@ -201,7 +200,7 @@ def _test_words(
     assert isinstance(sketch, CategorySketch)
     codes, strangers = find_levels(sketch, column.astype(np.str_))
     seen = codes >= 0
-    _need(known, int(seen.sum()), owners[seen])
+    _need(known, owners[seen])
     if not len(sketch.levels):
         raise NotEnoughData(f"{int(sketch.distinct[0])} different categories are too many to compare")
     bins = len(sketch.levels) + len(strangers)
@@ -222,7 +221,7 @@ def _test_words(
     }
 
 
-def _need(known: ColumnSketch, studies: int, owners: Codes) -> None:
+def _need(known: ColumnSketch, owners: Codes) -> None:
     for side, n in (("reference", known.patients), ("window", _count(owners))):
         if n < LEAST_PATIENTS:
             raise NotEnoughData(f"{n} patients in the {side}, {LEAST_PATIENTS} needed for a large-sample test")
@@ -311,15 +310,9 @@ def _wasserstein(sketch: NumberSketch, centres: Floats, apart: Floats, noise: Fl
     return distance, _less(distance**2, float(np.mean(drawn**2))) / scale, _hold(p)
 
 
-def _deciles(merged: Floats) -> Floats:
-    parts = merge_bins(merged[1], DECILES, keep_heavy=False)
-    return np.stack([np.bincount(parts, weights=side) for side in merged])
-
-
-def _cut_noise(noise: Floats, merged: Floats) -> Floats:
-    parts = merge_bins(merged[1], DECILES, keep_heavy=False)
-    member = (parts[:, None] == np.arange(parts.max() + 1)).astype(np.float64)
-    return np.asarray(member.T @ noise @ member)
+def _cut_at_deciles(table: Floats, noise: Floats) -> tuple[Floats, Floats]:
+    """Count bins together between the reference's deciles."""
+    return _gather(table, noise, merge_bins(table[1], DECILES, keep_heavy=False))
 
 
 def _pool_rare(table: Floats, noise: Floats) -> tuple[Floats, Floats]:
@@ -328,7 +321,11 @@ def _pool_rare(table: Floats, noise: Floats) -> tuple[Floats, Floats]:
     rare = share * table.sum(axis=1).min() < LEAST_EXPECTED
     if rare.sum() < 2:
         return table, noise
-    places = np.where(rare, 0, np.cumsum(~rare))
+    return _gather(table, noise, np.where(rare, 0, np.cumsum(~rare)))
+
+
+def _gather(table: Floats, noise: Floats, places: Codes) -> tuple[Floats, Floats]:
+    """Add up the columns of a table (2, K) that share a place, and the covariance (K, K) of their shares."""
     member = (places[:, None] == np.arange(places.max() + 1)).astype(np.float64)
     return np.asarray(table @ member), np.asarray(member.T @ noise @ member)
 

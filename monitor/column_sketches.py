@@ -170,26 +170,26 @@ def find_levels(sketch: CategorySketch, values: NDArray[np.str_]) -> tuple[Codes
     return _name_strangers(values, codes, strange, (known, names))
 
 
-def hash_text(values: NDArray[np.str_], salt: int = 0) -> Hashes:
+def hash_text(values: NDArray[np.str_]) -> Hashes:
     """Hash texts (n,) to 64 bits, the same whatever the width of the array's type."""
     wide = np.ascontiguousarray(values)
     letters = (
         wide.view(np.uint32).reshape(len(wide), -1) if wide.dtype.itemsize else np.zeros((len(wide), 0), np.uint32)
     )
-    factors = mix_bits(np.arange(1, letters.shape[1] + 1, dtype=np.uint64), salt) | np.uint64(1)
+    factors = mix_bits(np.arange(1, letters.shape[1] + 1, dtype=np.uint64)) | np.uint64(1)
     hashes = np.empty(len(wide), dtype=np.uint64)
     for start in range(0, len(wide), ROWS_AT_ONCE):
         block = letters[start : start + ROWS_AT_ONCE]
         sums = np.zeros(len(block), dtype=np.uint64)
         for place, factor in enumerate(factors):
             sums += block[:, place] * factor
-        hashes[start : start + ROWS_AT_ONCE] = mix_bits(sums, salt)
+        hashes[start : start + ROWS_AT_ONCE] = mix_bits(sums)
     return hashes
 
 
-def mix_bits(numbers: Hashes, salt: int) -> Hashes:
-    """Scramble 64-bit numbers one to one (finaliser of SplitMix, Steele et al. 2014), another way for each salt."""
-    mixed = numbers + np.uint64((salt * 2 + 1) * 0x9E3779B97F4A7C15 % 2**64)
+def mix_bits(numbers: Hashes) -> Hashes:
+    """Scramble 64-bit numbers one to one (SplitMix, Steele et al. 2014)."""
+    mixed = numbers + np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed ^= mixed >> np.uint64(shift)
         mixed *= np.uint64(factor)

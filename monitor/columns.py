@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.permutations import contrasts, p_value
+from monitor.permutations import contrasts, p_value, sides_by_patient
 
 Floats = NDArray[np.float64]
 CELLS_AT_ONCE = 8_000_000
@@ -32,7 +32,7 @@ def permutation_ks(
 
     The statistic equals ``scipy.stats.ks_2samp``'s; its p-value comes from relabelled patients.
     """
-    sides = _relabel(patients, is_current, permutations, generator)
+    sides = contrasts(*sides_by_patient(patients, is_current), permutations, generator)
     distances = _in_chunks(sides, patients, lambda weights: ks_distances(values, weights))
     return float(distances[0]), effect_of(distances), p_value(distances)
 
@@ -51,7 +51,7 @@ def permutation_wasserstein(
     distribution functions), in the column's unit. The effect is the distance beyond chance in standard
     deviations of the reference's studies (of all studies where the reference is constant).
     """
-    sides = _relabel(patients, is_current, permutations, generator)
+    sides = contrasts(*sides_by_patient(patients, is_current), permutations, generator)
     distances = _in_chunks(sides, patients, lambda weights: wasserstein_distances(values, weights))
     scale = float(values[~is_current].std()) or float(values.std()) or 1.0
     return float(distances[0]), effect_of(distances / scale), p_value(distances / scale)
@@ -70,7 +70,7 @@ def permutation_chi_square(
     The statistic equals ``scipy.stats.chi2_contingency(correction=False)``'s; its p-value comes from
     relabelled patients, so small expected counts do no harm.
     """
-    sides = _relabel(patients, is_current, permutations, generator)
+    sides = contrasts(*sides_by_patient(patients, is_current), permutations, generator)
     statistics = chi_square(*_count_categories(values, patients, sides))
     return float(statistics[0]), effect_of(np.sqrt(statistics / len(values))), p_value(statistics)
 
@@ -88,7 +88,7 @@ def permutation_psi(
     Numbers are counted in bins between the reference's deciles, found anew in every relabelling, so that the
     p-value is exact. See `psi` for the formula and small counts. The effect is the index beyond chance.
     """
-    sides = _relabel(patients, is_current, permutations, generator)
+    sides = contrasts(*sides_by_patient(patients, is_current), permutations, generator)
     indices = psi(*_count(values, patients, sides))
     return float(indices[0]), max(0.0, float(indices[0] - indices[1:].mean())), p_value(indices)
 
@@ -106,7 +106,7 @@ def permutation_jensen_shannon(
     The statistic equals ``scipy.spatial.distance.jensenshannon(base=2)`` of the two sides' shares, 0 to 1. Numbers are
     counted in bins between the reference's deciles, found anew in every relabelling, so that the p-value is exact.
     """
-    sides = _relabel(patients, is_current, permutations, generator)
+    sides = contrasts(*sides_by_patient(patients, is_current), permutations, generator)
     distances = jensen_shannon(*_count(values, patients, sides))
     return float(distances[0]), effect_of(distances), p_value(distances)
 
@@ -161,16 +161,6 @@ def jensen_shannon(now: Floats, before: Floats) -> Floats:
 def effect_of(distances: Floats) -> float:
     """Give the first distance less, in quadrature, what the others (relabellings) typically reach; 0 at least."""
     return float(np.sqrt(max(0.0, distances[0] ** 2 - np.mean(distances[1:] ** 2))))
-
-
-def _relabel(
-    patients: NDArray[np.intp], is_current: NDArray[np.bool_], permutations: int, generator: np.random.Generator
-) -> Floats:
-    """Give `contrasts` of the rows' patients, (permutations + 1, P)."""
-    count = int(patients.max()) + 1
-    current = np.zeros(count, dtype=np.bool_)
-    current[patients[is_current]] = True
-    return contrasts(np.bincount(patients, minlength=count).astype(np.float64), current, permutations, generator)
 
 
 def _in_chunks(sides: Floats, patients: NDArray[np.intp], measure: Callable[[Floats], Any]) -> Any:

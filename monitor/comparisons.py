@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from monitor.alarms import name_comparison
 from monitor.cohorts import MISSING, Cohort
-from monitor.column_reference import compare_columns, fit_columns
-from monitor.detectors import Outcome, Sample, compare
+from monitor.column_reference import CATEGORY_TESTS, NUMERIC_TESTS, compare_columns, fit_columns
+from monitor.detectors import EFFECT_NAMES, Outcome, Sample, compare
 from monitor.effect_calibration import calibrate_effects
-from monitor.embedding_shift import Reference, TooFewPatients, test_shift
+from monitor.embedding_shift import Reference, test_shift
 from monitor.policies import DriftPolicy
 from monitor.reconciliation import EstimationError
 from monitor.results import DriftKind, NotEnoughData
@@ -28,15 +28,6 @@ MOST_PERMUTED = 2000
 
 AT_EQUAL_MIX = ("alibi_context_mmd",)
 """Detectors that ask for drift beyond the change in case mix."""
-
-COLUMN_EFFECTS = {
-    "ks": "KS distance",
-    "chi_square": "Cramér's V",
-    "wasserstein": "standardised Wasserstein distance",
-    "psi": "PSI beyond chance",
-    "jensen_shannon": "Jensen–Shannon distance",
-}
-"""Tests of columns that know a large-sample law, and what their effect is called."""
 
 SLOW = "alibi_"
 """Detectors of alibi-detect take seconds each: too long for the many repeats of a calibration."""
@@ -145,13 +136,15 @@ def answer(
     fitted: Reference | None = None,
 ) -> Outcome | str:
     """Make one comparison, against a fitted reference where there is one; a text says why it cannot be made."""
-    for side, sample in (("reference", question.reference), ("window", question.current)):
-        if (patients := len(np.unique(sample.patients))) < policy.minimum_patients:
-            return f"{patients} patients in the {side}, {policy.minimum_patients} needed"
+    sides = {"reference": question.reference, "window": question.current}
+    patients = {side: len(np.unique(sample.patients)) for side, sample in sides.items()}
+    for side, n in patients.items():
+        if n < policy.minimum_patients:
+            return f"{n} patients in the {side}, {policy.minimum_patients} needed"
     try:
         if question.detector == "embedding_shift" and fitted is not None:
             return _answer_by_fit(question, fitted, permutations, generator)
-        if question.detector in COLUMN_EFFECTS and _patients(question) > MOST_PERMUTED:
+        if question.detector in NUMERIC_TESTS + CATEGORY_TESTS and sum(patients.values()) > MOST_PERMUTED:
             return _answer_by_bins(question)
         return compare(
             question.detector, question.reference, question.current, permutations=permutations, generator=generator
@@ -160,20 +153,13 @@ def answer(
         return str(error)
 
 
-def _patients(question: Question) -> int:
-    return len(np.unique(question.reference.patients)) + len(np.unique(question.current.patients))
-
-
 def _answer_by_fit(question: Question, fitted: Reference, permutations: int, generator: np.random.Generator) -> Outcome:
     current = question.current
-    try:
-        shift = test_shift(fitted, current.values, current.patients, permutations=permutations, generator=generator)
-    except TooFewPatients as error:
-        raise NotEnoughData(str(error)) from None
+    shift = test_shift(fitted, current.values, current.patients, permutations=permutations, generator=generator)
     return Outcome(
         statistic=shift.statistic,
         effect=shift.effect,
-        effect_name="standardised feature distance",
+        effect_name=EFFECT_NAMES[question.detector],
         p_value=shift.p_value,
     )
 
@@ -193,7 +179,7 @@ def _answer_by_bins(question: Question) -> Outcome:
     return Outcome(
         statistic=outcome.statistic,
         effect=outcome.effect,
-        effect_name=COLUMN_EFFECTS[detector],
+        effect_name=EFFECT_NAMES[detector],
         p_value=outcome.p_value,
     )
 

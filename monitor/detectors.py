@@ -157,18 +157,22 @@ FORMS = {
     (WORDS_TOO, 1): "categories (n,)",
 }
 MEANS = "standardised mean distance"
-DETECTORS: dict[str, Detector] = {
-    "mmd": _reading(NUMBERS, 2, permutation_mmd, "standardised kernel distance"),
-    "ks": _reading(NUMBERS, 1, permutation_ks, "KS distance"),
-    "chi_square": _reading(WORDS_TOO, 1, permutation_chi_square, "Cramér's V"),
-    "wasserstein": _reading(NUMBERS, 1, permutation_wasserstein, "standardised Wasserstein distance"),
-    "psi": _reading(WORDS_TOO, 1, permutation_psi, "PSI beyond chance"),
-    "jensen_shannon": _reading(WORDS_TOO, 1, permutation_jensen_shannon, "Jensen–Shannon distance"),
-    "embedding_shift": _reading(NUMBERS, 2, permutation_shift, "standardised feature distance"),
-    "domain_classifier": _reading(NUMBERS, 2, permutation_classifier, "AUROC above chance"),
-    "alibi_lsdd": _reading(NUMBERS, 2, compare_by_lsdd, MEANS),
-    "alibi_classifier": _reading(NUMBERS, 2, compare_by_classifier, MEANS),
-    "alibi_learned_kernel": _reading(NUMBERS, 2, compare_by_learned_kernel, MEANS),
-    "alibi_spot_the_diff": _reading(NUMBERS, 2, compare_by_spot_the_diff, MEANS),
-    "alibi_context_mmd": _detect_at_equal_case_mix,
+_TESTS: dict[str, tuple[str, int, Callable[..., tuple[float, float, float]], str]] = {
+    "mmd": (NUMBERS, 2, permutation_mmd, "standardised kernel distance"),
+    "ks": (NUMBERS, 1, permutation_ks, "KS distance"),
+    "chi_square": (WORDS_TOO, 1, permutation_chi_square, "Cramér's V"),
+    "wasserstein": (NUMBERS, 1, permutation_wasserstein, "standardised Wasserstein distance"),
+    "psi": (WORDS_TOO, 1, permutation_psi, "PSI beyond chance"),
+    "jensen_shannon": (WORDS_TOO, 1, permutation_jensen_shannon, "Jensen–Shannon distance"),
+    "embedding_shift": (NUMBERS, 2, permutation_shift, "standardised feature distance"),
+    "domain_classifier": (NUMBERS, 2, permutation_classifier, "AUROC above chance"),
+    "alibi_lsdd": (NUMBERS, 2, compare_by_lsdd, MEANS),
+    "alibi_classifier": (NUMBERS, 2, compare_by_classifier, MEANS),
+    "alibi_learned_kernel": (NUMBERS, 2, compare_by_learned_kernel, MEANS),
+    "alibi_spot_the_diff": (NUMBERS, 2, compare_by_spot_the_diff, MEANS),
 }
+EFFECT_NAMES = {name: effect for name, (*_, effect) in _TESTS.items()}
+"""What the effect of a detector is called, however its p-value is found."""
+
+DETECTORS: dict[str, Detector] = {name: _reading(*row) for name, row in _TESTS.items()}
+DETECTORS["alibi_context_mmd"] = _detect_at_equal_case_mix

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from monitor.kernels import standardise_rows
 from monitor.measures import fast_auroc
-from monitor.permutations import p_value, relabel_patients, sides_by_patient
+from monitor.permutations import SINGLE_ROUNDING, p_value, refuse_lone_patients, relabel_patients, sides_by_patient
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
@@ -18,7 +18,6 @@ Singles = NDArray[np.float32]
 FOLDS = 10
 RIDGE = 1.0  # of the mean eigenvalue: from 0.1 to 3, the best compromise over leading, spread-out and mixture shifts
 RELABELLINGS_AT_ONCE = 1024
-SINGLE_ROUNDING = 1e-4  # of a standard deviation: relabellings that are the same must count as reached
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,9 +63,9 @@ def permutation_classifier(
     sums = _sum_by_patient(rows, patients)
     chunks = (sides[start : start + RELABELLINGS_AT_ONCE] for start in range(0, len(sides), RELABELLINGS_AT_ONCE))
     statistics = np.concatenate([_separate(folds, sums, sizes, some) for some in chunks])
-    least = statistics[0] - SINGLE_ROUNDING * statistics.std()
+    p = p_value(statistics, rounding=SINGLE_ROUNDING * float(statistics.std()))
     area = fast_auroc(_score(folds, rows, is_current), is_current.astype(np.float64))[0]
-    return float(statistics[0]), max(2 * float(area) - 1, 0.0), p_value(np.append(least, statistics[1:]))
+    return float(statistics[0]), max(2 * float(area) - 1, 0.0), p
 
 
 def score_studies(
@@ -93,6 +92,7 @@ def _prepare(
     values: NDArray[Any], patients: NDArray[np.intp], is_current: NDArray[np.bool_], generator: np.random.Generator
 ) -> tuple[Singles, list[_Fold], tuple[NDArray[np.intp], NDArray[np.bool_]]]:
     sizes, current = sides_by_patient(patients, is_current)
+    refuse_lone_patients(current)
     rows = standardise_rows(values)[0]
     dealt = generator.permutation(np.arange(len(sizes)) % FOLDS)
     return rows, _fit_folds(rows, patients, dealt), (sizes, current)

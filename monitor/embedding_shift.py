@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitor.embedding_features import FLAT, GROUPS, VERSION, FeatureMap, chunks, columns, learn, map_features
-from monitor.permutations import p_value
+from monitor.permutations import SINGLE_ROUNDING, p_value
+from monitor.results import NotEnoughData
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
@@ -25,10 +26,9 @@ Singles = NDArray[np.float32]
 LEAST_PATIENTS = 4
 STUDIES_TO_LEARN_FROM = 20_000
 PATIENTS_A_DIRECTION = 3  # with as many directions as patients, whitening puts every relabelling equally far
-SINGLE_ROUNDING = 1e-4  # of a distance: relabellings that are the same must count as reached
 
 
-class TooFewPatients(ValueError):
+class TooFewPatients(NotEnoughData):
     """The patients on one side cannot carry a verdict; the message says which side, with the n."""
 
 
@@ -317,7 +317,7 @@ def _judge(learned: FeatureMap, differences: Floats, variance: Floats, studies: 
     group, effect = _name_and_size(learned, squared, variance, chance)
     return Shift(
         statistic=float(largest[0]),
-        p_value=p_value(np.concatenate([largest[:1] - SINGLE_ROUNDING, largest[1:]])),
+        p_value=p_value(largest, rounding=SINGLE_ROUNDING),
         group=group,
         effect=effect,
         studies=studies[0],

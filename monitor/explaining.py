@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kstwobign
 
-from monitor.alarms import AlarmState, WindowEvidence, advance
+from monitor.alarms import AlarmState, WindowEvidence, advance, discount_trifle
 from monitor.cohorts import Window, tile_windows
 from monitor.policies import YEAR, DriftPolicy
 
@@ -134,7 +134,7 @@ def _moved_p_values(
         values = np.sort(generator.normal(size, 1, n))
         distance = _ks_distance(values, reference)
         p = max(float(kstwobign.sf(root * distance)), 1 / (policy.permutations + 1))
-        yield p if distance >= least else max(p, 0.25)
+        yield discount_trifle(p, distance, least)
 
 
 def _ks_distance(values: Floats, reference: Floats) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.permutations import p_value, relabel_patients, sides_by_patient
+from monitor.permutations import SINGLE_ROUNDING, p_value, refuse_lone_patients, relabel_patients, sides_by_patient
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
@@ -19,7 +19,6 @@ ROWS_FOR_MEDIAN = 1000
 ROWS_AT_ONCE = 512
 RELABELLINGS_AT_ONCE = 1024
 SAME_PLACE = 1e-12  # of the mean squared distance: two rows nearer than this are one
-SINGLE_ROUNDING = 1e-4  # of a standard deviation: relabellings that are the same must count as reached
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,6 +77,7 @@ def permutation_mmd(
         ValueError: fewer than two patients on a side, or values that are not finite.
     """
     sizes, current = sides_by_patient(patients, is_current)
+    refuse_lone_patients(current)
     order = np.lexsort((values[:, 0], patients))  # the order of a patient's rows must not decide which are sampled
     rows, unit = standardise_rows(values[order])
     kernel = _choose_kernel(rows, None if bandwidths is None else np.square(np.asarray(bandwidths) / unit))
@@ -86,8 +86,8 @@ def permutation_mmd(
     statistics = means[0] + means[1] - 2 * means[2]
     spread = 1 - kernel.level - (means[0, 0] + means[1, 0]) / 2
     effect = np.sqrt(max(statistics[0], 0.0) / spread) if spread > SINGLE_ROUNDING else 0.0
-    least = statistics[0] - SINGLE_ROUNDING * statistics.std()
-    return float(statistics[0]), float(effect), p_value(np.append(least, statistics[1:]))
+    p = p_value(statistics, rounding=SINGLE_ROUNDING * float(statistics.std()))
+    return float(statistics[0]), float(effect), p
 
 
 def standardise_rows(values: NDArray[Any]) -> tuple[Singles, float]:

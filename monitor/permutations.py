@@ -7,6 +7,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+SINGLE_ROUNDING = 1e-4
+"""Of a standard deviation: what single precision may lose, so that relabellings that are the same count as reached."""
+
 
 def sides_by_patient(
     patients: NDArray[np.intp], is_current: NDArray[np.bool_]
@@ -16,15 +19,20 @@ def sides_by_patient(
     Args:
         patients: patient number 0 … P-1 of each study, shape (n,).
         is_current: side of each study, shape (n,).
+    """
+    current = np.zeros(int(patients.max()) + 1, dtype=np.bool_)
+    current[patients[is_current]] = True
+    return np.bincount(patients), current
+
+
+def refuse_lone_patients(current: NDArray[np.bool_]) -> None:
+    """Refuse to compare where nothing varies among the patients of a side; who is current, shape (P,).
 
     Raises:
         ValueError: fewer than two patients on a side.
     """
-    current = np.zeros(int(patients.max()) + 1, dtype=np.bool_)
-    current[patients[is_current]] = True
     if min(current.sum(), (~current).sum()) < 2:
         raise ValueError(f"{current.sum()} of {len(current)} patients are current; each side needs two")
-    return np.bincount(patients), current
 
 
 def relabel_patients(
@@ -38,7 +46,9 @@ def relabel_patients(
     return sides
 
 
-def contrasts(sizes: Floats, current: NDArray[np.bool_], permutations: int, generator: np.random.Generator) -> Floats:
+def contrasts(
+    sizes: NDArray[np.intp] | Floats, current: NDArray[np.bool_], permutations: int, generator: np.random.Generator
+) -> Floats:
     """Give the weights that turn sums by patient into "mean of current minus mean of reference".
 
     Args:
@@ -53,7 +63,11 @@ def contrasts(sizes: Floats, current: NDArray[np.bool_], permutations: int, gene
     return sides / (sides @ sizes)[:, None] - (1 - sides) / ((1 - sides) @ sizes)[:, None]
 
 
-def p_value(statistics: Floats) -> float:
-    """Give (b + 1) / (m + 1) for a row of statistics whose first is the observed one; never 0."""
-    exceeding = int((statistics[1:] >= statistics[0] - 1e-12 * max(1.0, abs(statistics[0]))).sum())
+def p_value(statistics: Floats, *, rounding: float = 0.0) -> float:
+    """Give (b + 1) / (m + 1) for a row of statistics whose first is the observed one; never 0.
+
+    Others that fall short of the observed one by no more than ``rounding`` count as reaching it.
+    """
+    least = statistics[0] - rounding
+    exceeding = int((statistics[1:] >= least - 1e-12 * max(1.0, abs(least))).sum())
     return (exceeding + 1) / len(statistics)

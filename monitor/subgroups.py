@@ -144,19 +144,13 @@ def find_partitions(reference: Cohort, current: Cohort, policy: DriftPolicy) -> 
 
 def _cross(attributes: tuple[str, ...], cuts: Sequence[tuple[Words, Words]]) -> Partition:
     """Number the combinations of values that occur on either side."""
-    numbered = [np.unique(np.concatenate(sides), return_inverse=True) for sides in cuts]
-    code = np.zeros(len(cuts[0][0]) + len(cuts[0][1]), dtype=np.intp)
-    for values, codes in numbered:
-        code = code * len(values) + codes
-    occurring, places = np.unique(code, return_inverse=True)
-    names: list[tuple[str, ...]] = []
-    for one in occurring:
-        digits: list[str] = []
-        rest = int(one)
-        for values, _ in reversed(numbered):
-            rest, digit = divmod(rest, len(values))
-            digits.append(str(values[digit]))
-        names.append(tuple(reversed(digits)))
+    columns = [np.concatenate(sides) for sides in cuts]
+    combined = np.zeros(len(columns[0]), dtype=np.intp)
+    for column in columns:
+        values, codes = np.unique(column, return_inverse=True)
+        combined = combined * len(values) + codes
+    _, first, places = np.unique(combined, return_index=True, return_inverse=True)
+    names = [tuple(str(column[row]) for column in columns) for row in first]
     n = len(cuts[0][0])
     return Partition(
         attribute=AND.join(attributes),

@@ -118,3 +118,15 @@ def test_a_trifle_raises_nothing_however_sure_it_is(ward: Ward) -> None:
         ward.records.save_report(replace(report(number, 1e-3, effect=0.1)), AT)
         follow_alarm(ward, "m", week(number), at=AT)
     assert not any(entry.open for entry in ward.records.alarms("m"))
+
+
+def test_a_version_restored_starts_anew_whichever_window_is_followed(
+    ward: Ward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = {week(number): name for number, name in enumerate(("1", "1", "2", "1", "1"))}
+    monkeypatch.setattr("flows.alarming.version_in", lambda ward, model, window: version[window])
+    live(ward, 0.04, 0.04, 0.5, 0.04, 0.5)
+    once = ward.records.alarms("m")
+    assert once[3].state.log_evidence == pytest.approx(once[0].state.log_evidence)
+    follow_alarm(ward, "m", week(0), at=AT)
+    assert ward.records.alarms("m") == once
