@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitor.cohorts import MISSING, Cohort, Window
+from monitor.domain_classifier import score_studies
 from monitor.multiplicity import holm_thresholds
 from monitor.permutations import contrasts, p_value, sides_by_patient
 from monitor.results import Contribution
@@ -32,14 +33,15 @@ def attribute_drift(
 ) -> tuple[Contribution, ...]:
     """List the values of every attribute by how much they carry of the drift, most first.
 
-    A numeric attribute is cut at the reference's quartiles. ``shift`` is the mean, inside the value, of the
-    study's place along the direction between the two mean embeddings, in reference standard deviations; None
-    without embeddings or without current studies. ``p_share`` tests whether the value's share changed, ``p_within``
-    whether the images of studies with this value moved among themselves, which no change of shares can do; both
-    relabel patients, a patient on both sides counts as current only. What is beyond chance over all values
-    (Holm) comes first.
+    A numeric attribute is cut at the reference's quartiles. ``shift`` is the mean score, inside the value, of a
+    domain classifier learned on other patients (`monitor.domain_classifier`), in reference standard deviations: about
+    0 where nothing changed; ``carried`` is the value's part of the difference between both sides' mean scores. Both are
+    None without embeddings or with fewer than ``LEAST_PATIENTS`` patients on a side. ``p_share`` tests whether the
+    value's share changed, ``p_within`` whether the images of studies with this value moved among themselves, which
+    no change of shares can do; both relabel patients. A patient on both sides counts as current only, but in the
+    shares. What is beyond chance over all values (Holm) comes first.
     """
-    places, components = _places(reference, current), _components(reference, current)
+    components = _components(reference, current)
     strangers = ~np.isin(reference.patient_key, current.patient_key)
     keys = np.concatenate([reference.patient_key[strangers], current.patient_key])
     owners = np.unique(keys, return_inverse=True)[1]
@@ -47,19 +49,21 @@ def attribute_drift(
     enough = min(len(np.unique(owners[is_current])), len(np.unique(owners[~is_current]))) >= LEAST_PATIENTS
     weights = contrasts(*sides_by_patient(owners, is_current), PERMUTATIONS, generator) if enough else None
     kept = np.concatenate([strangers, np.ones(len(current), dtype=np.bool_)])
+    scores = _score(reference, current, kept, owners, is_current, generator) if enough else None
     rows: list[Contribution] = []
     for name, column in current.attributes.items():
         if name not in reference.attributes:
             continue
         before, now = _as_words(reference.attributes[name], column)
         values, codes = np.unique(np.concatenate([before, now]), return_inverse=True)
-        tested, carried = codes[kept], _carry(reference, current, codes, len(values))
+        tested = codes[kept]
+        shifts, carried = _weigh(scores, tested, is_current, len(values))
         p_shares = _test_shares(tested, len(values), owners, weights)
         for place, value in enumerate(values):
             mine = tested == place
             rows.append(
                 replace(
-                    _describe(window, name, str(value), before, now, places),
+                    _describe(window, name, str(value), before, now, shifts[place]),
                     carried=carried[place],
                     p_share=p_shares[place],
                     p_within=_test_within(components, mine, kept, owners, is_current, generator),
@@ -71,7 +75,7 @@ def attribute_drift(
 
 
 def _describe(
-    window: Window, name: str, value: str, before: NDArray[np.str_], now: NDArray[np.str_], places: Floats | None
+    window: Window, name: str, value: str, before: NDArray[np.str_], now: NDArray[np.str_], shift: float | None
 ) -> Contribution:
     inside = now == value
     return Contribution(
@@ -81,7 +85,7 @@ def _describe(
         n_current=int(inside.sum()),
         share_reference=float((before == value).mean()) if len(before) else 0.0,
         share_current=float(inside.mean()) if len(now) else 0.0,
-        shift=float(places[inside].mean()) if places is not None and inside.any() else None,
+        shift=shift,
     )
 
 
@@ -145,30 +149,39 @@ def _components(reference: Cohort, current: Cohort) -> Floats | None:
     return np.asarray(centred @ (axes[:, leading] / np.sqrt(spread[leading]))) if len(leading) else None
 
 
-def _carry(reference: Cohort, current: Cohort, codes: Codes, values: int) -> list[float | None]:
-    """Split the distance between the two mean embeddings among the values: parts that sum to 1; None without one."""
-    if reference.embeddings is None or current.embeddings is None or not len(reference) or not len(current):
-        return [None] * values
-    sides = reference.embeddings.astype(np.float64), current.embeddings.astype(np.float64)
-    middle, direction = sides[0].mean(axis=0), sides[1].mean(axis=0) - sides[0].mean(axis=0)
-    length = float(direction @ direction)
-    if not length > 0:
-        return [None] * values
-    before, now = (
-        np.bincount(mine, weights=(side - middle) @ direction, minlength=values) / len(side)
-        for side, mine in zip(sides, (codes[: len(reference)], codes[len(reference) :]), strict=True)
-    )
-    return [float(part) for part in (now - before) / length]
-
-
-def _places(reference: Cohort, current: Cohort) -> Floats | None:
-    if reference.embeddings is None or current.embeddings is None or len(reference) < 2 or not len(current):
+def _score(
+    reference: Cohort,
+    current: Cohort,
+    kept: NDArray[np.bool_],
+    owners: Codes,
+    is_current: NDArray[np.bool_],
+    generator: np.random.Generator,
+) -> Floats | None:
+    """Score the kept studies by how much they look like the window; None without embeddings."""
+    if reference.embeddings is None or current.embeddings is None:
         return None
-    before, now = reference.embeddings.astype(np.float64), current.embeddings.astype(np.float64)
-    direction = now.mean(axis=0) - before.mean(axis=0)
-    along = before @ direction
-    spread = float(along.std(ddof=1))
-    return (now @ direction - along.mean()) / spread if spread > 0 else None
+    values = np.concatenate([reference.embeddings, current.embeddings])[kept]
+    return score_studies(values.astype(np.float64), owners, is_current, generator=generator)
+
+
+def _weigh(
+    scores: Floats | None, codes: Codes, is_current: NDArray[np.bool_], values: int
+) -> tuple[list[float | None], list[float | None]]:
+    """Give the mean score of each value's current studies, and its part of what lies between both sides' mean scores.
+
+    The parts sum to 1; None where the classifier saw the window no farther than the reference.
+    """
+    nothing: list[float | None] = [None] * values
+    if scores is None:
+        return nothing, nothing
+    now, before = (
+        np.bincount(codes[side], weights=scores[side], minlength=values) for side in (is_current, ~is_current)
+    )
+    counts = np.bincount(codes[is_current], minlength=values)
+    shifts = [float(total / n) if n else None for total, n in zip(now, counts, strict=True)]
+    parts = now / is_current.sum() - before / (~is_current).sum()
+    apart = float(parts.sum())
+    return shifts, [float(part) for part in parts / apart] if apart > 0 else nothing
 
 
 def _as_words(before: NDArray[np.generic], now: NDArray[np.generic]) -> tuple[NDArray[np.str_], NDArray[np.str_]]:

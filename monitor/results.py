@@ -166,10 +166,10 @@ class Harm:
 class Contribution:
     """How much one attribute value carries of a drift: its share now minus its share before.
 
-    ``shift`` is the mean drift score inside the value, in reference standard deviations. ``carried`` is its
-    part of the distance between both sides' mean embeddings; the parts of an attribute sum to 1, and mean
-    nothing without a drift. ``p_share`` tests the change of its share, ``p_within`` whether studies with this value
-    look other than they did; ``beyond_chance`` is said of either, after correction over all values.
+    ``shift`` is the mean score of a domain classifier inside the value, in reference standard deviations.
+    ``carried`` is its part of the difference between both sides' mean scores; the parts of an attribute sum to 1.
+    ``p_share`` tests the change of its share, ``p_within`` whether studies with this value look other than they
+    did; ``beyond_chance`` is said of either, after correction over all values.
     ``n_current`` and the shares are None only where they were ``suppressed`` to protect a small cell.
     """
 

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from monitor.attribution import attribute_drift
+from monitor.attribution import PERMUTATIONS, attribute_drift
 from monitor.cohorts import MISSING, Cohort, Window
+from monitor.domain_classifier import score_studies
+from monitor.permutations import contrasts, sides_by_patient
 from monitor.tasks import Task
 
 WEEK = Window(start=datetime(2026, 1, 5, tzinfo=UTC), end=datetime(2026, 1, 12, tzinfo=UTC))
@@ -38,30 +40,16 @@ def attribute(reference, current) -> dict:
     }
 
 
-def test_shares_and_shifts_by_hand():
-    reference = make_cohort({"site": ["a", "a", "a", "b"]}, [0, 1, 2, 3])
-    current = make_cohort({"site": ["b", "b", "c", "a"]}, [5, 7, 4, 1])
+def test_shares_by_hand():
+    reference = make_cohort({"site": ["a", "a", "a", "b"]})
+    current = make_cohort({"site": ["b", "b", "c", "a"]})
     found = attribute(reference, current)
-    spread = np.std([0, 1, 2, 3], ddof=1)
-    # the mean moves from 1.5 to 4.25; "a" lost as much as "b" and "c" gained together
-    expected = {
-        ("site", "a"): (1, 0.75, 0.25, (1 - 1.5) / spread),
-        ("site", "b"): (2, 0.25, 0.5, (6 - 1.5) / spread),
-        ("site", "c"): (1, 0.0, 0.25, (4 - 1.5) / spread),
-    }
+    # "a" lost as much as "b" and "c" gained together
+    expected = {("site", "a"): (1, 0.75, 0.25), ("site", "b"): (2, 0.25, 0.5), ("site", "c"): (1, 0.0, 0.25)}
     assert list(found) == list(expected)
-    for key, (n, before, now, shift) in expected.items():
-        assert (found[key].n_current, found[key].share_reference, found[key].share_current) == (n, before, now)
-        assert found[key].shift == pytest.approx(shift)
+    for key, figures in expected.items():
+        assert (found[key].n_current, found[key].share_reference, found[key].share_current) == figures
         assert found[key].window == WEEK
-
-
-def test_the_shift_is_measured_along_the_direction_of_the_drift_alone():
-    reference = make_cohort({"site": ["a"] * 4}, [[0, 0], [2, 0], [0, 90], [2, 90]])
-    current = make_cohort({"site": ["a", "b"]}, [[5, 0], [5, 90]])
-    found = attribute(reference, current)
-    along = (5 - 1) / np.std([0, 2, 0, 2], ddof=1)
-    assert [found["site", value].shift for value in "ab"] == pytest.approx([along, along])
 
 
 def test_a_value_that_arrived_comes_before_one_that_went_and_names_decide_the_rest():
@@ -99,11 +87,14 @@ def test_a_number_never_known_in_the_reference_is_known_or_missing():
 
 
 def test_what_cannot_be_measured_is_none():
-    words = {"site": ["a", "b"]}
-    for before, now in (([0, 1], None), (None, [0, 1]), ([1, 1], [2, 3])):
-        found = attribute(make_cohort(words, before), make_cohort(words, now))
-        assert {c.shift for c in found.values()} == {None}
-    gone = attribute(make_cohort({"site": ["a", "z"]}, [0, 1]), make_cohort(words, [2, 3]))
+    words = {"site": ["a", "b"] * 5}
+    line = list(range(10))
+    for before, now in ((line, None), (None, line)):
+        found = attribute(make_cohort(words, before), renamed(make_cohort(words, now)))
+        assert {(c.shift, c.carried) for c in found.values()} == {(None, None)}
+    few = attribute(make_cohort(words, line), renamed(make_cohort({"site": ["a"] * 4}, line[:4])))
+    assert {c.shift for c in few.values()} == {None}
+    gone = attribute(make_cohort({"site": ["a", "z"] * 5}, line), renamed(make_cohort(words, line)))
     assert gone["site", "z"].shift is None
     assert gone["site", "b"].shift is not None
 
@@ -114,6 +105,11 @@ def test_an_attribute_of_one_side_is_left_out_and_an_empty_window_has_shares_of_
     assert {name for name, _ in attribute(reference, current)} == {"site"}
     empty = attribute(reference, reference.select(np.zeros(2, dtype=bool)))
     assert {(c.n_current, c.share_current, c.shift) for c in empty.values()} == {(0, 0.0, None)}
+
+
+def renamed(cohort: Cohort) -> Cohort:
+    """Give other patients the same studies."""
+    return replace(cohort, patient_key=np.char.add("other-", cohort.patient_key))
 
 
 def world(rng, patients, *, first=0, site_b=0.3, moved="", images=2) -> Cohort:
@@ -155,12 +151,45 @@ def test_a_value_that_gained_share_is_told_from_one_that_moved_within():
     assert next(iter(within)) == ("site", "b")
 
 
-def test_parts_carried_sum_to_the_whole_distance():
+def test_the_shift_is_the_mean_score_of_a_classifier_that_never_saw_the_patient():
     rng = np.random.default_rng(1)
-    found = attribute(world(rng, 100), world(rng, 60, first=1000, moved="b"))
+    reference, current = world(rng, 60), world(rng, 40, first=1000, moved="b")
+    returned = replace(
+        current, patient_key=np.where(np.arange(80) < 6, reference.patient_key[:80], current.patient_key)
+    )
+    found = attribute(reference, returned)
+    kept = ~np.isin(reference.patient_key, returned.patient_key)
+    assert kept.sum() == len(reference) - 6
+    values = np.concatenate([reference.embeddings[kept], returned.embeddings])
+    owners = np.unique(np.concatenate([reference.patient_key[kept], returned.patient_key]), return_inverse=True)[1]
+    is_current = np.arange(len(values)) >= kept.sum()
+    # relabellings are drawn first, as for every other figure of the table
+    generator = np.random.default_rng(0)
+    contrasts(*sides_by_patient(owners, is_current), PERMUTATIONS, generator)
+    scores = score_studies(values.astype(float), owners, is_current, generator=generator)
+    now, before = returned.attributes["site"] == "b", reference.attributes["site"][kept] == "b"
+    assert found["site", "b"].shift == pytest.approx(scores[is_current][now].mean())
+    part = scores[is_current][now].sum() / is_current.sum() - scores[~is_current][before].sum() / kept.sum()
+    whole = scores[is_current].mean() - scores[~is_current].mean()
+    assert found["site", "b"].carried == pytest.approx(part / whole)
+
+
+def test_parts_carried_sum_to_the_whole_difference():
+    rng = np.random.default_rng(1)
+    found = attribute(world(rng, 600), world(rng, 400, first=1000, moved="b"))
     for name in ("site", "sex"):
         assert sum(c.carried for (attribute, _), c in found.items() if attribute == name) == pytest.approx(1)
     assert found["site", "b"].carried > 0.8
+
+
+def test_the_shift_is_nothing_on_average_where_nothing_changed():
+    """Along the difference of both means itself it would be 0.7 on average."""
+    rng, shifts = np.random.default_rng(4), []
+    for _ in range(40):
+        found = attribute(world(rng, 60), world(rng, 40, first=1000))
+        shifts.append([found["sex", value].shift for value in "FM"])
+    means = np.mean(shifts, axis=1)
+    assert abs(means.mean()) < 3 * means.std(ddof=1) / np.sqrt(len(means))
 
 
 @pytest.mark.parametrize("images", [1, 4])
