@@ -19,7 +19,7 @@ from continual.files import content_sha256
 from continual.images import UnreadableImage
 from flows.checking import check_row, locate_image
 from flows.features import compute_features
-from flows.sources import Export, Row, RowRefused, known_columns, open_export
+from flows.sources import Export, Reason, Row, RowRefused, known_columns, open_export
 from flows.ward import Ward, backbone_of
 from monitor.cohorts import Prediction
 from registry.entries import BatchSummary, QuarantinedRow
@@ -31,7 +31,7 @@ log = logging.getLogger("wardround.ingesting")
 
 
 def ingest_export(path: Path, *, model: str, ward: Ward, at: datetime) -> BatchSummary:
-    """Take in an export of a registered model: every row is accepted, known already, in conflict or in quarantine.
+    """Take in an export: every row is accepted, brings late labels, is known already, in conflict or in quarantine.
 
     Image paths are relative to the export's folder or to the ward's. The same export again changes nothing.
 
@@ -47,7 +47,7 @@ def ingest_export(path: Path, *, model: str, ward: Ward, at: datetime) -> BatchS
     done = 0
     for rows in export.chunks(IMAGES_A_CHUNK if "image" in export.columns else ROWS_A_CHUNK):
         intake = _Intake()
-        _check(rows, intake, export=export, ward=ward, model=model)
+        _check(rows, intake, export=export, ward=ward, model=model, at=at)
         _compute(intake, ward=ward, model=model, tell=_teller(ward, path, done, export.rows))
         lines, predictions = [row.line for row, _ in intake.accepted], [made for _, made in intake.accepted]
         ward.records.add_predictions(batch_id, predictions, at, lines=lines)
@@ -89,11 +89,13 @@ class _Intake:
         )
 
 
-def _check(rows: Sequence[Row], intake: _Intake, *, export: Export, ward: Ward, model: str) -> None:
+def _check(rows: Sequence[Row], intake: _Intake, *, export: Export, ward: Ward, model: str, at: datetime) -> None:
     settings, roots = ward.settings.model(model), (export.path.parent, ward.settings.directory)
     for row in rows:
         try:
             prediction = check_row(row, model=model, settings=settings, image_required="image" in export.columns)
+            if prediction.labelled_at is not None and prediction.labelled_at > at:
+                raise RowRefused(Reason.BAD_TIME, f"labelled_at {prediction.labelled_at.isoformat()} is in the future")
             if prediction.image:
                 prediction, path = locate_image(prediction, roots)
                 intake.images[prediction.image_sha256] = path

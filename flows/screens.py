@@ -36,8 +36,9 @@ def show_findings(screen: Console, findings: Sequence[Finding]) -> None:
 
 def show_batch(screen: Console, batch: BatchSummary) -> None:
     """Show how many rows of an export were accepted and why others were not."""
+    late = f"labels added to {batch.labelled}, " if batch.labelled else ""
     screen.print(
-        f"{batch.received} rows: {batch.accepted} accepted, {batch.duplicate} known already, "
+        f"{batch.received} rows: {batch.accepted} accepted, {late}{batch.duplicate} known already, "
         f"{batch.conflict} in conflict, {batch.quarantined} in quarantine.",
         highlight=False,
     )

@@ -11,14 +11,16 @@ line and commas; JSONL has one object a line; Parquet has plain columns.
     score_CLASS    number, 0 to 1    others    one column a class; multi-class scores sum to one
     label          class name        no        the truth for binary and multi-class; empty: not known yet
     label_CLASS    0, 1              no        the truth for multi-label, one column a class; empty: not known yet
+    labelled_at    ISO 8601 time     no        when the truth was known, with offset; empty: when the export is read
     image          path              no        PNG, JPEG or DICOM, relative to the export or to the images folder
     model_version  text              no        the version that answered
     ATTRIBUTE      text or number    no        every column that the settings list under attributes; empty: missing
 
 (study_uid, produced_at, model_version) names an answer: the same row again is a duplicate and changes
-nothing, the same key with other content is a conflict, and the first content is kept. Other columns are
-ignored and named once. A row that cannot be used is quarantined with one of ``Reason``; a file that
-cannot be read at all is a ``SourceError``, and nothing of it is taken.
+nothing. With labels that were missing it adds them, whenever they come; with other content, or another
+truth, it is a conflict, and the first is kept. Other columns are ignored and named once. A row that cannot
+be used is quarantined with one of ``Reason``; a file that cannot be read at all is a ``SourceError``, and
+nothing of it is taken.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from monitor.tasks import TASKS
 from registry.settings import ModelSettings
 
 KEYS = ("study_uid", "patient_key", "produced_at")
-OPTIONAL = ("model_version", "image")
+OPTIONAL = ("labelled_at", "model_version", "image")
 CONTENT_LENGTH = 4000
 LINE_LENGTH = 1_000_000
 

@@ -21,7 +21,7 @@ class Prediction(BaseModel):
     """One answer that a deployed model gave about one study, checked and in canonical form.
 
     ``scores`` has one probability per score column of the task; ``labels`` one value per label
-    column, None where the truth is not known yet.
+    column, None where the truth is not known yet; ``labelled_at`` says when it became known, if anybody told.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,6 +33,7 @@ class Prediction(BaseModel):
     produced_at: AwareDatetime
     scores: tuple[float, ...]
     labels: tuple[int | None, ...]
+    labelled_at: AwareDatetime | None = None
     attributes: dict[str, str | float | None] = {}
     image: str = ""
     image_sha256: str = ""

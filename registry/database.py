@@ -17,6 +17,7 @@ from registry.rows import (
     DriftResultRow,
     EventRow,
     HeldOutRow,
+    LabelRow,
     LookRow,
     MetaRow,
     PlanRow,
@@ -25,10 +26,11 @@ from registry.rows import (
     SignatureRow,
 )
 
-SCHEMA = "4"
+SCHEMA = "5"
 BUSY_SECONDS = 30
 APPEND_ONLY = (
     EventRow,
+    LabelRow,
     ReportRow,
     DriftResultRow,
     PlanRow,

@@ -93,6 +93,7 @@ def save(frame: pd.DataFrame, path: Path) -> Path:
 
 def ingest(ward: Ward, path: Path) -> BatchSummary:
     summary = ingest_export(path, model="m", ward=ward, at=AT)
+    assert summary.labelled == 0
     assert summary.received == summary.accepted + summary.duplicate + summary.conflict + summary.quarantined
     return summary
 
@@ -108,7 +109,7 @@ def reasons(ward: Ward) -> list[str]:
 def dump(directory: Path) -> dict[str, list[tuple[object, ...]]]:
     """Every row of the tables that ingest writes to."""
     with sqlite3.connect(directory / "wardround.db") as connection:
-        tables = ("batches", "predictions", "quarantine", "events")
+        tables = ("batches", "predictions", "labels", "quarantine", "events")
         found = {table: connection.execute(f"SELECT * FROM {table} ORDER BY 1").fetchall() for table in tables}
     connection.close()
     return found
@@ -254,6 +255,8 @@ BAD_ROWS: dict[str, tuple[str, object, str]] = {
     "score in words": ("score", "high", "bad_row"),
     "naive time": ("produced_at", "2026-03-30T08:00:00", "naive_time"),
     "no time": ("produced_at", "Monday", "bad_time"),
+    "naive time of truth": ("labelled_at", "2026-03-31T08:00:00", "naive_time"),
+    "truth of tomorrow": ("labelled_at", "2026-04-07T08:00:00Z", "bad_time"),
     "unknown class": ("label", "maybe", "unknown_class"),
     "no patient": ("patient_key", "", "missing_value"),
     "no study": ("study_uid", "", "missing_value"),
@@ -440,7 +443,7 @@ def test_an_ingest_killed_at_any_moment_continues_to_exactly_the_same_rows(tmp_p
     process = start_ingest(killed.settings.directory, export)
     assert process.communicate(timeout=120)[0].splitlines()[-1] == "finished"
     found = dump(killed.settings.directory)
-    for table in ("batches", "predictions", "quarantine"):
+    for table in ("batches", "predictions", "labels", "quarantine"):
         assert found[table] == wanted[table]
     (summary,) = killed.records.batches("m")
     assert asdict(summary) == asdict(undisturbed.records.batches("m")[0])
