@@ -14,7 +14,9 @@ from continual.plans import AdaptationPlan, AdaptationRun
 from flows.doctor import Finding
 from flows.simulating import Simulation
 from flows.status import headline, plain
+from monitor.cohorts import Window
 from monitor.explaining import LONGEST, PolicyExplanation
+from monitor.labels import LabelArrival, tell_arrival
 from monitor.results import Verdict, WindowReport
 from registry.audit import ChainState
 from registry.decisions import GateDecision
@@ -176,6 +178,9 @@ def show_status(screen: Console, status: dict[str, Any]) -> None:
         live = f"version {champion['version']}, live since {champion['since'][:10]}" if champion else "none yet"
         screen.print(Text.assemble((f"\n{model}", "bold"), f"  champion: {live}\n"))
         screen.print(windows_table(state["windows"]) if state["windows"] else "No window has been watched yet.")
+        if state["labels"]:
+            arrival = LabelArrival(**state["labels"] | {"window": Window.from_key(state["labels"]["window"])})
+            screen.print(Text(f"\n{tell_arrival(arrival)}"))
         if state["plans"]:
             _show_newest_plan(screen, state)
         for signature in state["signatures"]:

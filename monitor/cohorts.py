@@ -83,6 +83,11 @@ def tile_windows(start: datetime, end: datetime, length: timedelta) -> Iterator[
         start += length
 
 
+def span_of(windows: Sequence[Window]) -> Window:
+    """Give the shortest window that holds some windows, of which there is at least one."""
+    return Window(start=min(window.start for window in windows), end=max(window.end for window in windows))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Cohort:
     """A set of studies with predictions, labels, attributes, embeddings and image references.

@@ -86,11 +86,11 @@ def tell_arrival(arrival: LabelArrival) -> str:
     if not arrival.labelled:
         return said
     if arrival.half_days is None:
-        return f"{said} Half of the labels have not come yet."
-    half = f"{said} Half of the labels come within {_days(arrival.half_days)}"
+        return f"{said} After how many days half of them are cannot be told yet."
+    half = f"{said} Half of them are after {_days(arrival.half_days)}"
     if arrival.most_days is None:
-        return f"{half}; when nine in ten have come cannot be told yet."
-    return f"{half}, nine in ten within {_days(arrival.most_days)}."
+        return f"{half}; after how many nine in ten are cannot be told yet."
+    return f"{half}, nine in ten after {_days(arrival.most_days)}."
 
 
 def _days(days: float) -> str:
