@@ -35,6 +35,7 @@ EVENT_WORDS = {
     "champion.projection_pending": "MLflow could not be told",
     "alias.moved_outside": "MLflow changed by others",
     "user.added": "person added",
+    "ward.rehearsal": "marked as a rehearsal",
 }
 MOVE_WORDS = {"first": "taken over as it was", "promote": "promoted", "rollback": "rolled back to"}
 RUN = re.compile(r"(plan-[0-9a-f]+)-(.+)-(\d+)")
@@ -111,6 +112,7 @@ EVENT_SENTENCES: dict[str, Callable[[str, dict[str, Any]], str]] = {
     "decision.signed": _tell_signed,
     "champion.moved": _tell_moved,
     "champion.projected": lambda subject, content: f"Version {subject}",
+    "ward.rehearsal": lambda subject, content: "Simulated studies may be taken in from now on",
     "user.added": lambda subject, content: f"{subject}, {content.get('role')}",
 }
 """What an event's payload says, in words; a kind that is not here is told by its subject."""

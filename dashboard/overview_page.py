@@ -55,6 +55,8 @@ def show() -> None:
     settings, records = store()
     model = chosen_model()
     st.title("Overview", anchor=False)
+    if records.is_rehearsal:
+        st.warning("This is a rehearsal: its studies may be simulated.", icon=":material/theater_comedy:")
     reports, history = reports_of(model), records.champion_history(model)
     if not reports:
         st.info("No window has been watched yet. The first verdict appears after the next round.")

@@ -19,7 +19,7 @@ from continual.files import content_sha256
 from continual.images import UnreadableImage
 from flows.checking import check_row, locate_image
 from flows.features import compute_features
-from flows.sources import Export, Reason, Row, RowRefused, known_columns, open_export
+from flows.sources import Export, Reason, Row, RowRefused, SourceError, known_columns, open_export
 from flows.ward import Ward, backbone_of
 from monitor.cohorts import Prediction
 from registry.entries import BatchSummary, QuarantinedRow
@@ -30,17 +30,26 @@ IMAGES_A_CHUNK = 256
 log = logging.getLogger("wardround.ingesting")
 
 
-def ingest_export(path: Path, *, model: str, ward: Ward, at: datetime) -> BatchSummary:
+def ingest_export(path: Path, *, model: str, ward: Ward, at: datetime, rehearsal: bool = False) -> BatchSummary:
     """Take in an export: every row is accepted, brings late labels, is known already, in conflict or in quarantine.
 
-    Image paths are relative to the export's folder or to the ward's. The same export again changes nothing.
+    Image paths are relative to the export's folder or to the ward's. The same export again changes nothing. With
+    ``rehearsal`` the ward is marked, for ever, as one that simulated studies may be taken into.
 
     Raises:
-        SourceError: the export cannot be read at all; nothing of it was taken.
+        SourceError: the export cannot be read at all, or is simulated and the ward no rehearsal; nothing of it was
+            taken.
         SettingsError: there is no such model.
     """
     settings = ward.settings.model(model)
     export = open_export(path, settings)
+    if rehearsal:
+        ward.records.mark_rehearsal(at)
+    if export.simulated is not None and not ward.records.is_rehearsal:
+        raise SourceError(
+            f"{path}, line {export.simulated}: the study is simulated, and this ward watches real patients; ingest it "
+            "into a copy of the ward with --rehearsal, which marks the copy for ever"
+        )
     _name_other_columns(export, settings)
     ward.records.register_model(model, settings, at)
     batch_id = ward.records.begin_batch(model, path.name, export.content_sha256, at)

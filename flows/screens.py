@@ -68,7 +68,9 @@ def show_simulation(screen: Console, done: Simulation) -> None:
         screen.print(Text(f"Planted: {change}"))
     for note in done.notes:
         screen.print(Text(f"Note: {note}", "yellow"))
-    screen.print(Text(f"Next: wardround ingest {done.export} --dir A-COPY-OF-THE-WARD, then watch there.", "dim"))
+    screen.print(
+        Text(f"Next: wardround ingest {done.export} --dir A-COPY-OF-THE-WARD --rehearsal, then watch there.", "dim")
+    )
 
 
 def show_reports(screen: Console, reports: Sequence[WindowReport]) -> None:
@@ -176,7 +178,8 @@ def show_status(screen: Console, status: dict[str, Any]) -> None:
     for model, state in status.items():
         champion = state["champion"]
         live = f"version {champion['version']}, live since {champion['since'][:10]}" if champion else "none yet"
-        screen.print(Text.assemble((f"\n{model}", "bold"), f"  champion: {live}\n"))
+        rehearsal = "  a rehearsal: studies may be simulated" if state["rehearsal"] else ""
+        screen.print(Text.assemble((f"\n{model}", "bold"), f"  champion: {live}", (rehearsal, "bold yellow"), "\n"))
         screen.print(windows_table(state["windows"]) if state["windows"] else "No window has been watched yet.")
         if state["labels"]:
             arrival = LabelArrival(**state["labels"] | {"window": Window.from_key(state["labels"]["window"])})

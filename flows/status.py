@@ -33,6 +33,7 @@ def _status_of_model(ward: Ward, model: str) -> dict[str, Any]:
     reports = records.reports(model)
     state: dict[str, Any] = plain(
         {
+            "rehearsal": records.is_rehearsal,
             "champion": champion,
             "champion_history": records.champion_history(model),
             "windows": [

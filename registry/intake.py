@@ -21,11 +21,12 @@ from registry.arrivals import Key, Reading, Sorted, Stored, sort_arrivals
 from registry.audit import canonical_json
 from registry.entries import BatchSummary, Counts, QuarantinedRow, RecordsError
 from registry.ledger import Ledger
-from registry.rows import BatchRow, LabelRow, ModelRow, PredictionRow, QuarantineRow
+from registry.rows import BatchRow, EventRow, LabelRow, ModelRow, PredictionRow, QuarantineRow
 from registry.settings import ModelSettings
 from registry.stored_cohorts import COLUMNS, cohort_of
 
 VALUES_AT_ONCE = 500
+REHEARSAL = "ward.rehearsal"
 
 
 class Intake(Ledger):
@@ -56,6 +57,18 @@ class Intake(Ledger):
         with self._reading() as session:
             rows = session.exec(select(ModelRow).order_by(col(ModelRow.name))).all()
             return {row.name: ModelSettings.model_validate_json(row.settings) for row in rows}
+
+    @property
+    def is_rehearsal(self) -> bool:
+        """Tell whether the ward was marked as a rehearsal, which may hold simulated studies."""
+        with self._reading() as session:
+            return _is_rehearsal(session)
+
+    def mark_rehearsal(self, at: datetime) -> None:
+        """Mark the ward as a rehearsal, for ever and once."""
+        with self._writing() as session:
+            if not _is_rehearsal(session):
+                self._append(session, at=at, kind=REHEARSAL, model="", subject="", payload={})
 
     def begin_batch(self, model: str, source_name: str, content_sha256: str, at: datetime) -> int:
         """Begin, or take up again, the batch of one export; the same content is the same batch.
@@ -257,6 +270,10 @@ class Intake(Ledger):
                 session, at=at, kind="rows.quarantined", model=batch.model, subject=batch.source, payload=payload
             )
         return len(fresh)
+
+
+def _is_rehearsal(session: Session) -> bool:
+    return session.exec(select(EventRow.seq).where(EventRow.kind == REHEARSAL).limit(1)).first() is not None
 
 
 def _settings(session: Session, model: str) -> ModelSettings:
