@@ -207,12 +207,18 @@ class Intake(Ledger):
         return cohort_of(settings, list(zip(*rows, strict=True)) if rows else [()] * len(columns))
 
     def count(self, model: str, window: Window) -> tuple[int, int]:
-        """Count the studies of a window and their known labels, of all findings."""
+        """Count the studies of a window and their known labels, of all findings, as a report of it does.
+
+        Where some studies have an image, those without one are not watched, and so not counted.
+        """
+        studies = _of(select(func.count(col(PredictionRow.id))), model, window)
         labels = select(func.coalesce(func.sum(LabelRow.added), 0)).select_from(LabelRow)
         labels = _of(labels.join(PredictionRow, col(PredictionRow.id) == LabelRow.prediction_id), model, window)
+        with_image = col(PredictionRow.image_sha256) != ""
         with self._reading() as session:
-            studies = session.exec(_of(select(func.count(col(PredictionRow.id))), model, window)).one()
-            return studies, session.exec(labels).one()
+            if seen := session.exec(studies.where(with_image)).one():
+                return seen, session.exec(labels.where(with_image)).one()
+            return session.exec(studies).one(), session.exec(labels).one()
 
     def label_arrival(self, model: str, window: Window) -> LabelArrival:
         """Tell how many studies of a window have their truth, and how long it took; as of the last export."""

@@ -128,6 +128,9 @@ def test_studies_and_labels_of_a_window_are_counted(records: Records) -> None:
     take(records, [study(2, 0, 1), study(3, 1, 1)], "b", LATER)
     assert records.count("m", ALL) == (3, 4)
     assert records.count("m", Window(start=ALL.end, end=ALL.end + timedelta(days=1))) == (0, 0)
+    seen = study(4, 1, None).model_copy(update={"image": "4.png", "image_sha256": "4" * 64})
+    take(records, [seen], "c", LATER)
+    assert records.count("m", ALL) == (1, 1)  # beside one with an image, those without are not watched
 
 
 def test_labels_are_never_changed_or_removed(records: Records, path: Path) -> None:
