@@ -7,8 +7,9 @@ process killed between two chunks goes on where it stopped when the same command
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def ingest_export(path: Path, *, model: str, ward: Ward, at: datetime, rehearsal
         SettingsError: there is no such model.
     """
     settings = ward.settings.model(model)
+    if not rehearsal and (known := _read_before(path, ward=ward, model=model)) is not None:
+        return known
     export = open_export(path, settings)
     if rehearsal:
         ward.records.mark_rehearsal(at)
@@ -82,6 +85,22 @@ def embed_images(paths: Sequence[Path], *, ward: Ward, model: str) -> NDArray[np
     for error in refused.values():
         raise UnreadableImage(error.detail)
     return np.array(hashes, dtype=np.str_)
+
+
+def _read_before(path: Path, *, ward: Ward, model: str) -> BatchSummary | None:
+    """Say what reading an export again would come to, if nothing could come of it.
+
+    Something could where rows were refused, which may be whole by now, or where features of images are missing.
+    """
+    if not os.access(path, os.R_OK) or not path.is_file():
+        return None
+    done = ward.records.finished_batch(model, content_sha256(path), ward.settings.model(model))
+    if done is None or done.quarantined:
+        return None
+    images = ward.records.images(model, done.batch_id if done.accepted == done.received else None)
+    if ward.features_of(model).missing(images):
+        return None
+    return replace(done, accepted=0, labelled=0, duplicate=done.accepted + done.labelled + done.duplicate)
 
 
 @dataclass(slots=True)

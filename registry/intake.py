@@ -21,7 +21,7 @@ from registry.arrivals import Key, Reading, Sorted, Stored, sort_arrivals
 from registry.audit import canonical_json
 from registry.entries import BatchSummary, Counts, QuarantinedRow, RecordsError
 from registry.ledger import Ledger
-from registry.rows import BatchRow, EventRow, LabelRow, ModelRow, PredictionRow, QuarantineRow
+from registry.rows import BatchRow, EventRow, LabelRow, ModelRow, PredictionRow, QuarantineRow, sha256
 from registry.settings import ModelSettings
 from registry.stored_cohorts import COLUMNS, cohort_of
 
@@ -151,6 +151,7 @@ class Intake(Ledger):
                 for name, value in parts.items():
                     setattr(row, name, value)
                 row.finished = True
+                row.settings_sha256 = sha256(session.get_one(ModelRow, row.model).settings)
                 session.add(row)
                 summary = row.value()
                 payload = {**asdict(summary), "at": summary.at.isoformat()}
@@ -159,6 +160,22 @@ class Intake(Ledger):
                 )
         del self._readings[batch_id]
         return summary
+
+    def finished_batch(self, model: str, content_sha256: str, settings: ModelSettings) -> BatchSummary | None:
+        """Give the summary of an export that was read to its end under the same settings; None when there is none."""
+        same = (col(BatchRow.content_sha256) == content_sha256) & (col(BatchRow.model) == model)
+        same &= col(BatchRow.settings_sha256) == sha256(settings.model_dump_json())
+        with self._reading() as session:
+            row = session.exec(select(BatchRow).where(same, col(BatchRow.finished))).first()
+            return None if row is None else row.value()
+
+    def images(self, model: str, batch_id: int | None = None) -> list[str]:
+        """List the content hashes of the images of a model, or only of those that one batch brought."""
+        query = select(PredictionRow.image_sha256).where(PredictionRow.model == model, PredictionRow.image_sha256 != "")
+        if batch_id is not None:
+            query = query.where(PredictionRow.batch_id == batch_id)
+        with self._reading() as session:
+            return list(session.exec(query.distinct()))
 
     def batches(self, model: str) -> list[BatchSummary]:
         """List finished batches, oldest first."""

@@ -120,6 +120,7 @@ class BatchRow(SQLModel, table=True):
     model: str
     source: str
     content_sha256: str
+    settings_sha256: str = ""
     at: datetime = utc_column()
     finished: bool = False
     received: int = 0
