@@ -58,7 +58,7 @@ class Reading:
 class Sorted:
     """A chunk of predictions, sorted, with what is to be stored of it; ``came_late`` counts late labels new to us."""
 
-    fresh: list[tuple[Stored, dict[str, Any]]] = field(default_factory=list)
+    fresh: dict[Key, tuple[Stored, dict[str, Any]]] = field(default_factory=dict)
     truth: list[Truth] = field(default_factory=list)
     came_late: int = 0
     accepted: int = 0
@@ -93,7 +93,7 @@ def sort_arrivals(
         stored = known.get(key)
         if stored is None:
             stored = known[key] = Stored(row=None, batch=reading.batch, content=row["content_sha256"])
-            done.fresh.append((stored, row))
+            done.fresh[key] = stored, row
             done.met[key] = prediction.labels
             done.accepted += 1
             _add_labels(done, stored, prediction, reading.batch)

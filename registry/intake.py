@@ -109,8 +109,9 @@ class Intake(Ledger):
             settings = _settings(session, batch.model)
             for prediction in predictions:
                 _check_prediction(prediction, batch.model, settings)
-            done = sort_arrivals(predictions, lines, reading, _known(session, batch.model, predictions))
-            _insert(session, done, batch_id, at)
+            known = _known(session, batch.model, [prediction.study_uid for prediction in predictions])
+            done = sort_arrivals(predictions, lines, reading, known)
+            _insert(session, done, batch, at)
             for kind, name, n in (
                 ("predictions.added", "accepted", len(done.fresh)),
                 ("labels.added", "labelled", done.came_late),
@@ -355,15 +356,15 @@ def _of(query: Any, model: str, window: Window | None) -> Any:
     return query.where(time >= window.start, time < window.end)
 
 
-def _known(session: Session, model: str, predictions: Sequence[Prediction]) -> dict[Key, Stored]:
-    """Load what is stored under every key that the predictions may meet."""
+def _known(session: Session, model: str, studies: Sequence[str]) -> dict[Key, Stored]:
+    """Load what is stored under every key of some studies."""
     known: dict[Key, Stored] = {}
     row = PredictionRow
     columns: list[Any] = [row.model_version, row.study_uid, row.produced_at, row.id, row.batch_id, row.content_sha256]
     query = select(*columns, LabelRow.batch_id, LabelRow.labels)  # type: ignore[call-overload]
     query = query.outerjoin(LabelRow, col(LabelRow.prediction_id) == row.id).order_by(col(LabelRow.id))
-    for studies in _chunks([prediction.study_uid for prediction in predictions]):
-        found = session.exec(query.where(row.model == model, col(row.study_uid).in_(studies)))
+    for some in _chunks(studies):
+        found = session.exec(query.where(row.model == model, col(row.study_uid).in_(some)))
         for *key, number, batch, content, told_by, labels in found:
             stored = known.setdefault(tuple(key), Stored(row=number, batch=batch, content=content))
             if labels is not None:
@@ -371,18 +372,19 @@ def _known(session: Session, model: str, predictions: Sequence[Prediction]) -> d
     return known
 
 
-def _insert(session: Session, done: Sorted, batch_id: int, at: datetime) -> None:
+def _insert(session: Session, done: Sorted, batch: BatchRow, at: datetime) -> None:
     """Store new predictions, and every step of the truth about new and known ones."""
     if done.fresh:
-        query = insert(PredictionRow).returning(col(PredictionRow.id), sort_by_parameter_order=True)
-        numbers = session.connection().execute(query, [columns for _, columns in done.fresh]).scalars().all()
-        for (stored, _), number in zip(done.fresh, numbers, strict=True):
-            stored.row = number
+        session.connection().execute(insert(PredictionRow), [columns for _, columns in done.fresh.values()])
+        # RETURNING in order costs SQLite one statement a row; looking the numbers up is one for hundreds
+        numbered = _known(session, batch.model, [study for _, study, _ in done.fresh])
+        for key, (stored, _) in done.fresh.items():
+            stored.row = numbered[key].row
     if done.truth:
         rows = [
             {
                 "prediction_id": told.stored.row,
-                "batch_id": batch_id,
+                "batch_id": batch.id,
                 "labels": canonical_json(told.labels),
                 "added": told.added,
                 "unknown": told.labels.count(None),

@@ -151,7 +151,7 @@ class PredictionRow(SQLModel, table=True):
 
     __tablename__ = "predictions"
     __table_args__ = (
-        UniqueConstraint("model", "model_version", "study_uid", "produced_at"),
+        UniqueConstraint("model", "study_uid", "produced_at", "model_version"),  # looked up by study
         Index("predictions_by_time", "model", "produced_at"),
     )
     id: int | None = Field(default=None, primary_key=True)
