@@ -37,6 +37,7 @@ TERMS += (
     "Alarm",
     "Severity",
     "Stream score",
+    "Labelled",
     "Estimated without labels",
     "Subgroup",
     "Adapter",

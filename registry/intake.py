@@ -1,35 +1,29 @@
-"""The intake: registered models, exports taken in row by row, and the cohorts read back from them."""
+"""The intake: registered models, and exports taken in row by row."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
-import numpy as np
-from sqlalchemy import String, func, insert, type_coerce
+from sqlalchemy import insert
 from sqlmodel import Session, col, select
 
-from monitor.cohorts import Cohort, Prediction, Window
-from monitor.labels import LabelArrival, measure_arrival
+from monitor.cohorts import Prediction
 from monitor.tasks import TASKS
 from registry.arrivals import Key, Reading, Sorted, Stored, sort_arrivals
 from registry.audit import canonical_json
 from registry.entries import BatchSummary, Counts, QuarantinedRow, RecordsError
-from registry.ledger import Ledger
-from registry.rows import BatchRow, EventRow, LabelRow, ModelRow, PredictionRow, QuarantineRow, sha256
+from registry.holdings import REHEARSAL, Holdings, in_chunks, settings_of, was_rehearsed
+from registry.rows import BatchRow, LabelRow, ModelRow, PredictionRow, QuarantineRow, sha256
 from registry.settings import ModelSettings
-from registry.stored_cohorts import COLUMNS, cohort_of
-
-VALUES_AT_ONCE = 500
-REHEARSAL = "ward.rehearsal"
 
 
-class Intake(Ledger):
+class Intake(Holdings):
     """Models, batches, predictions, their truth, and quarantine."""
 
     def __init__(self, url: str) -> None:
@@ -52,22 +46,10 @@ class Intake(Ledger):
             session.merge(ModelRow(name=name, settings=content))
             self._append(session, at=at, kind="model.registered", model=name, subject=name, payload=json.loads(content))
 
-    def models(self) -> dict[str, ModelSettings]:
-        """List the registered models with their settings."""
-        with self._reading() as session:
-            rows = session.exec(select(ModelRow).order_by(col(ModelRow.name))).all()
-            return {row.name: ModelSettings.model_validate_json(row.settings) for row in rows}
-
-    @property
-    def is_rehearsal(self) -> bool:
-        """Tell whether the ward was marked as a rehearsal, which may hold simulated studies."""
-        with self._reading() as session:
-            return _is_rehearsal(session)
-
     def mark_rehearsal(self, at: datetime) -> None:
         """Mark the ward as a rehearsal, for ever and once."""
         with self._writing() as session:
-            if not _is_rehearsal(session):
+            if not was_rehearsed(session):
                 self._append(session, at=at, kind=REHEARSAL, model="", subject="", payload={})
 
     def begin_batch(self, model: str, source_name: str, content_sha256: str, at: datetime) -> int:
@@ -77,7 +59,7 @@ class Intake(Ledger):
             RecordsError: the model is not registered.
         """
         with self._writing() as session:
-            _settings(session, model)
+            settings_of(session, model)
             query = select(BatchRow).where(BatchRow.model == model, BatchRow.content_sha256 == content_sha256)
             row = session.exec(query).first()
             if row is None:
@@ -106,7 +88,7 @@ class Intake(Ledger):
         reading = self._reading_of(batch_id)
         with self._writing() as session:
             batch = session.get_one(BatchRow, batch_id)
-            settings = _settings(session, batch.model)
+            settings = settings_of(session, batch.model)
             for prediction in predictions:
                 _check_prediction(prediction, batch.model, settings)
             known = _known(session, batch.model, [prediction.study_uid for prediction in predictions])
@@ -162,110 +144,6 @@ class Intake(Ledger):
         del self._readings[batch_id]
         return summary
 
-    def finished_batch(self, model: str, content_sha256: str, settings: ModelSettings) -> BatchSummary | None:
-        """Give the summary of an export that was read to its end under the same settings; None when there is none."""
-        same = (col(BatchRow.content_sha256) == content_sha256) & (col(BatchRow.model) == model)
-        same &= col(BatchRow.settings_sha256) == sha256(settings.model_dump_json())
-        with self._reading() as session:
-            row = session.exec(select(BatchRow).where(same, col(BatchRow.finished))).first()
-            return None if row is None else row.value()
-
-    def images(self, model: str, batch_id: int | None = None) -> list[str]:
-        """List the content hashes of the images of a model, or only of those that one batch brought."""
-        query = select(PredictionRow.image_sha256).where(PredictionRow.model == model, PredictionRow.image_sha256 != "")
-        if batch_id is not None:
-            query = query.where(PredictionRow.batch_id == batch_id)
-        with self._reading() as session:
-            return list(session.exec(query.distinct()))
-
-    def batches(self, model: str) -> list[BatchSummary]:
-        """List finished batches, oldest first."""
-        with self._reading() as session:
-            query = select(BatchRow).where(BatchRow.model == model, col(BatchRow.finished)).order_by(col(BatchRow.id))
-            return [row.value() for row in session.exec(query)]
-
-    def quarantined(self, model: str) -> list[QuarantinedRow]:
-        """List the rows in quarantine, oldest first."""
-        with self._reading() as session:
-            query = select(QuarantineRow).where(QuarantineRow.model == model).order_by(col(QuarantineRow.id))
-            return [row.value() for row in session.exec(query)]
-
-    def load_cohort(
-        self,
-        model: str,
-        *,
-        window: Window | None = None,
-        model_version: str | None = None,
-        known_by: datetime | None = None,
-    ) -> Cohort:
-        """Load predictions as a cohort in order of time, without embeddings; ``images`` are content hashes.
-
-        With ``known_by`` the labels are those that had been told by that moment.
-
-        Raises:
-            RecordsError: the model is not registered.
-        """
-        time = col(PredictionRow.produced_at)
-        columns: list[Any] = [getattr(PredictionRow, name) for name in COLUMNS]
-        columns[COLUMNS.index("produced_at")] = type_coerce(time, String)  # NumPy reads it faster than SQL does
-        newest = select(func.max(LabelRow.id)).where(LabelRow.prediction_id == PredictionRow.id)
-        if known_by is not None:
-            newest = newest.where(col(LabelRow.at) <= known_by)
-        columns.append(LabelRow.labels)
-        query = _of(
-            select(*columns).outerjoin(LabelRow, col(LabelRow.id) == newest.correlate(PredictionRow).scalar_subquery()),
-            model,
-            window,
-        )
-        if model_version is not None:
-            query = query.where(PredictionRow.model_version == model_version)
-        with self._reading() as session:
-            settings = _settings(session, model)
-            rows = session.exec(query.order_by(time, col(PredictionRow.study_uid), col(PredictionRow.id))).all()
-        return cohort_of(settings, list(zip(*rows, strict=True)) if rows else [()] * len(columns))
-
-    def count(self, model: str, window: Window) -> tuple[int, int]:
-        """Count the studies of a window and their known labels, of all findings, as a report of it does.
-
-        Where some studies have an image, those without one are not watched, and so not counted.
-        """
-        studies = _of(select(func.count(col(PredictionRow.id))), model, window)
-        labels = select(func.coalesce(func.sum(LabelRow.added), 0)).select_from(LabelRow)
-        labels = _of(labels.join(PredictionRow, col(PredictionRow.id) == LabelRow.prediction_id), model, window)
-        with_image = col(PredictionRow.image_sha256) != ""
-        with self._reading() as session:
-            if seen := session.exec(studies.where(with_image)).one():
-                return seen, session.exec(labels.where(with_image)).one()
-            return session.exec(studies).one(), session.exec(labels).one()
-
-    def label_arrival(self, model: str, window: Window) -> LabelArrival:
-        """Tell how many studies of a window have their truth, and how long it took; as of the last export."""
-        query = select(type_coerce(PredictionRow.produced_at, String), type_coerce(LabelRow.known_at, String))
-        complete = (col(LabelRow.prediction_id) == PredictionRow.id) & (col(LabelRow.unknown) == 0)
-        with self._reading() as session:
-            rows = session.exec(_of(query.select_from(PredictionRow).outerjoin(LabelRow, complete), model, window))
-            times = [tuple(row) for row in rows]
-            last = session.exec(select(func.max(BatchRow.at)).where(BatchRow.model == model)).one()
-        produced, known = np.array(times, dtype="datetime64[us]").reshape(-1, 2).T
-        return measure_arrival(window, produced, known, until=last)
-
-    def image_paths(self, hashes: Sequence[str]) -> dict[str, str]:
-        """Tell under which path each content hash was ingested; unknown hashes are left out."""
-        paths: dict[str, str] = {}
-        with self._reading() as session:
-            for some in _chunks(sorted({str(one) for one in hashes if one})):
-                query = select(PredictionRow.image_sha256, PredictionRow.image)
-                paths |= dict(session.exec(query.where(col(PredictionRow.image_sha256).in_(some))).all())
-        return paths
-
-    def studies_span(self, model: str) -> tuple[datetime, datetime] | None:
-        """Tell the moments of the first and the last study; None when there is none."""
-        with self._reading() as session:
-            times = col(PredictionRow.produced_at)
-            query = select(func.min(times), func.max(times)).where(PredictionRow.model == model)
-            first, last = session.exec(query).one()
-            return None if first is None else (first, last)
-
     def _reading_of(self, batch_id: int) -> Reading:
         if batch_id not in self._readings:
             raise RecordsError(f"batch {batch_id} is not open here; begin_batch opens it, again after finish_batch")
@@ -278,7 +156,7 @@ class Intake(Ledger):
         """Quarantine what is not there yet; one event tells how many rows for which reasons."""
         batch_id = int(batch.id or 0)
         fresh: dict[tuple[int, str, str], QuarantinedRow] = {}
-        for some in _chunks(rows):
+        for some in in_chunks(rows):
             lines = [row.line for row in some]
             query = select(QuarantineRow.line, QuarantineRow.reason, QuarantineRow.content)
             query = query.where(QuarantineRow.batch_id == batch_id, col(QuarantineRow.line).in_(lines))
@@ -294,17 +172,6 @@ class Intake(Ledger):
                 session, at=at, kind="rows.quarantined", model=batch.model, subject=batch.source, payload=payload
             )
         return len(fresh)
-
-
-def _is_rehearsal(session: Session) -> bool:
-    return session.exec(select(EventRow.seq).where(EventRow.kind == REHEARSAL).limit(1)).first() is not None
-
-
-def _settings(session: Session, model: str) -> ModelSettings:
-    row = session.get(ModelRow, model)
-    if row is None:
-        raise RecordsError(f"model {model!r} is not registered here yet; ingest an export of it first")
-    return ModelSettings.model_validate_json(row.settings)
 
 
 def _check_change(name: str, old: ModelSettings, new: ModelSettings) -> None:
@@ -343,19 +210,6 @@ def _is_number(value: str | float | None) -> bool:
     return value is None or (not isinstance(value, str) and math.isfinite(value))
 
 
-def _chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    return (values[start : start + VALUES_AT_ONCE] for start in range(0, len(values), VALUES_AT_ONCE))
-
-
-def _of(query: Any, model: str, window: Window | None) -> Any:
-    """Keep the predictions of a model, in a window if there is one."""
-    query = query.where(PredictionRow.model == model)
-    if window is None:
-        return query
-    time = col(PredictionRow.produced_at)
-    return query.where(time >= window.start, time < window.end)
-
-
 def _known(session: Session, model: str, studies: Sequence[str]) -> dict[Key, Stored]:
     """Load what is stored under every key of some studies."""
     known: dict[Key, Stored] = {}
@@ -363,7 +217,7 @@ def _known(session: Session, model: str, studies: Sequence[str]) -> dict[Key, St
     columns: list[Any] = [row.model_version, row.study_uid, row.produced_at, row.id, row.batch_id, row.content_sha256]
     query = select(*columns, LabelRow.batch_id, LabelRow.labels)  # type: ignore[call-overload]
     query = query.outerjoin(LabelRow, col(LabelRow.prediction_id) == row.id).order_by(col(LabelRow.id))
-    for some in _chunks(studies):
+    for some in in_chunks(studies):
         found = session.exec(query.where(row.model == model, col(row.study_uid).in_(some)))
         for *key, number, batch, content, told_by, labels in found:
             stored = known.setdefault(tuple(key), Stored(row=number, batch=batch, content=content))

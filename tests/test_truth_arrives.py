@@ -1,14 +1,18 @@
 """From estimates to the truth: labels that come weeks later are watched, held against the estimates, and remembered."""
 
 from datetime import UTC, datetime, timedelta
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
+from dashboard.window_charts import estimate_errors
 from flows.ingesting import ingest_export
 from flows.rounds import RoundOrder, run_round
+from flows.screens import show_batch, show_status
 from flows.status import status_of
 from flows.ward import Ward, open_ward
 from flows.watching import windows_to_watch
@@ -95,6 +99,9 @@ def test_the_truth_is_held_against_estimates_and_widens_later_ones(ward: Ward, t
     assert [error.window for error in errors] == [week(number) for number in range(4)]
     assert all(error.error > 0.05 for error in errors)  # nothing in the scores tells that labels turned
 
+    figure = estimate_errors(reconcile(reports))
+    assert [len(trace.x) for trace in figure.data if trace.name == "accuracy"] == [4]
+
     (sixth,) = live(ward, export(tmp_path, 5, labelled=False), at=week(5).end)
     before, after = (loss(report, Source.ESTIMATED) for report in (reports[4], sixth))
     assert before.past_error == 0
@@ -138,3 +145,18 @@ def test_status_tells_coverage_and_latency(ward: Ward, tmp_path: Path) -> None:
     (window, empty) = status_of(ward)["m"]["windows"]
     assert empty["labels"]["studies"] == 0
     assert (window["labels"]["half_days"], window["labelled"]) == (arrival.half_days, PATIENTS)
+    assert f"{PATIENTS} of {PATIENTS} studies are labelled (100%). Half of them are after 9.5 days" in shown(ward)
+
+
+def shown(ward: Ward) -> str:
+    console = Console(width=200, record=True, file=StringIO())
+    show_status(console, status_of(ward))
+    return console.export_text()
+
+
+def test_an_intake_says_how_many_rows_brought_labels(ward: Ward, tmp_path: Path) -> None:
+    for labelled, told in ((False, "60 accepted, 0 known"), (True, "0 accepted, labels added to 60, 0 known already")):
+        path = export(tmp_path, 0, labelled=labelled)
+        console = Console(width=200, record=True, file=StringIO())
+        show_batch(console, ingest_export(path, model="m", ward=ward, at=week(0).end))
+        assert told in console.export_text()
