@@ -142,7 +142,11 @@ def ingest(
 def watch(
     model: Model = "",
     window: Annotated[
-        str, typer.Option(help="One window as 2026-03-30/2026-04-06; without it every complete window not yet watched.")
+        str,
+        typer.Option(
+            help="One window as 2026-03-30/2026-04-06; without it every complete one that was not watched yet, or got "
+            "studies or labels since."
+        ),
     ] = "",
     directory: Directory = Path(),
     as_json: AsJson = False,

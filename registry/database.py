@@ -139,7 +139,7 @@ def _schema(connection: Connection) -> str | None:
     if found != SCHEMA:
         raise RecordsError(
             f"the database has schema {found}, this version of Wardround needs {SCHEMA}; "
-            "use the version that wrote it, or start in an empty folder"
+            "use the version that wrote it, or start in an empty folder and ingest the exports again"
         )
     return found
 
