@@ -17,6 +17,7 @@ EVENT_WORDS = {
     "model.registered": "model registered",
     "ingest.begun": "export opened",
     "predictions.added": "predictions added",
+    "labels.added": "labels added",
     "rows.quarantined": "rows put in quarantine",
     "ingest.finished": "export read",
     "window.watched": "window watched",
@@ -34,6 +35,7 @@ EVENT_WORDS = {
     "champion.projection_pending": "MLflow could not be told",
     "alias.moved_outside": "MLflow changed by others",
     "user.added": "person added",
+    "ward.rehearsal": "marked as a rehearsal",
 }
 MOVE_WORDS = {"first": "taken over as it was", "promote": "promoted", "rollback": "rolled back to"}
 RUN = re.compile(r"(plan-[0-9a-f]+)-(.+)-(\d+)")
@@ -99,6 +101,7 @@ EVENT_SENTENCES: dict[str, Callable[[str, dict[str, Any]], str]] = {
     "adapter.trained": _tell_trained,
     "rows.quarantined": _tell_quarantined,
     "predictions.added": lambda subject, content: f"{subject}: {content.get('accepted')} accepted",
+    "labels.added": lambda subject, content: f"{subject}: {plural(content.get('labelled', 0), 'study')}",
     "ingest.finished": _tell_finished,
     "plan.made": lambda subject, content: f"{sentence(content.get('treatment', subject))}. {content.get('reason')}",
     "held_out.locked": lambda subject, content: f"{subject}: {plural(content.get('studies', 0), 'study')}",
@@ -109,6 +112,7 @@ EVENT_SENTENCES: dict[str, Callable[[str, dict[str, Any]], str]] = {
     "decision.signed": _tell_signed,
     "champion.moved": _tell_moved,
     "champion.projected": lambda subject, content: f"Version {subject}",
+    "ward.rehearsal": lambda subject, content: "Simulated studies may be taken in from now on",
     "user.added": lambda subject, content: f"{subject}, {content.get('role')}",
 }
 """What an event's payload says, in words; a kind that is not here is told by its subject."""

@@ -19,6 +19,7 @@ TERMS = {
     "Not enough data": "too few patients to tell. That is not an all-clear.",
     "Beyond chance": "so large a difference would be rare if nothing had changed; p says how rare.",
     "95 % interval": "the figures that agree with what was seen; the fewer patients, the longer.",
+    "Labelled": "the truth about a study is known, usually weeks later; days are counted from the model's answer.",
     "Estimated without labels": "computed from the model's own scores, for studies whose truth is not known yet.",
     "Image embedding": "the numbers in which the network sums up an image; they change when images look different.",
     "MMD, LSDD, classifier, KS, chi-square": "statistical tests; each compares one thing with the reference.",

@@ -23,6 +23,8 @@ from dashboard.wording import (
     tell_proposal,
     tell_since_when,
 )
+from monitor.cohorts import span_of
+from monitor.labels import tell_arrival
 from monitor.results import Source, Verdict, WindowReport
 from monitor.severity import grade_window
 from monitor.streams import score_streams
@@ -35,6 +37,7 @@ TERMS += (
     "Alarm",
     "Severity",
     "Stream score",
+    "Labelled",
     "Estimated without labels",
     "Subgroup",
     "Adapter",
@@ -53,6 +56,8 @@ def show() -> None:
     settings, records = store()
     model = chosen_model()
     st.title("Overview", anchor=False)
+    if records.is_rehearsal:
+        st.warning("This is a rehearsal: its studies may be simulated.", icon=":material/theater_comedy:")
     reports, history = reports_of(model), records.champion_history(model)
     if not reports:
         st.info("No window has been watched yet. The first verdict appears after the next round.")
@@ -78,6 +83,7 @@ def show() -> None:
     st.caption(f"{METRIC_MEANINGS[METRIC]} Lines up and down are 95 % intervals; the marks below are the verdicts.")
     st.subheader("What came in", anchor=False)
     st.markdown(plain(tell_arrivals(records.batches(model), records.quarantined(model))))
+    st.markdown(plain(tell_arrival(records.label_arrival(model, span_of([report.window for report in reports])))))
     with st.expander("Every window as a table"):
         show_table(_table(reports, finding))
     show_terms(*TERMS, metrics=(METRIC,))
@@ -134,15 +140,19 @@ def _show_answers(answers: dict[str, str]) -> None:
 
 
 def _table(reports: Sequence[WindowReport], finding: str) -> list[dict[str, object]]:
+    _, records = store()
     rows: list[dict[str, object]] = []
     for report in reversed(reports):
         harm = window_charts.harm_of(report, Source.REALISED, METRIC, finding)
+        arrival = records.label_arrival(report.model, report.window)
         rows.append(
             {
                 "window": days(report.window),
                 "verdict": VERDICT_WORDS[report.verdict],
                 "studies": report.n,
                 "patients": report.patients,
+                "labelled": arrival.labelled,
+                "days to half the labels": arrival.half_days,
                 "AUROC": harm.current if harm else None,
                 "loss": harm.loss if harm else None,
                 "why": tell_change(report),

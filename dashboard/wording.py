@@ -236,8 +236,9 @@ def tell_arrivals(batches: Sequence[BatchSummary], quarantined: Sequence[Quarant
     if not batches:
         return "No export has been read yet."
     received, accepted = (sum(getattr(batch, name) for batch in batches) for name in ("received", "accepted"))
-    known = sum(batch.duplicate for batch in batches)
+    known, late = (sum(getattr(batch, name) for batch in batches) for name in ("duplicate", "labelled"))
     said = f"{plural(received, 'row')} in {plural(len(batches), 'export')}, {accepted:,} accepted"
+    said += f", {late:,} brought labels later" if late else ""
     said += f", {known:,} known already" if known else ""
     if not quarantined:
         return f"{said}. None is in quarantine."

@@ -37,9 +37,10 @@ def check_row(row: Row, *, model: str, settings: ModelSettings, image_required: 
         model_version=_text(cells, "model_version"),
         study_uid=study,
         patient_key=patient,
-        produced_at=_moment(cells.get("produced_at")),
+        produced_at=_moment(cells, "produced_at"),
         scores=_scores(cells, settings),
         labels=_labels(cells, settings),
+        labelled_at=None if is_missing(cells.get("labelled_at")) else _moment(cells, "labelled_at"),
         attributes=_attributes(cells, settings),
         image=_text(cells, "image", required=image_required, limit=1024),
     )
@@ -81,26 +82,27 @@ def _plain_text(name: str, value: object, limit: int = TEXT_LENGTH) -> str:
     return text
 
 
-def _moment(value: object) -> datetime:
+def _moment(cells: Mapping[str, Any], name: str) -> datetime:
+    value = cells.get(name)
     if is_missing(value):
-        raise RowRefused(Reason.MISSING_VALUE, "produced_at is empty")
+        raise RowRefused(Reason.MISSING_VALUE, f"{name} is empty")
     if isinstance(value, str):
         text, value = value.strip(), None
         try:
             value = datetime.fromisoformat(text)
         except ValueError:
-            raise RowRefused(Reason.BAD_TIME, f"produced_at {text[:40]!r} is not an ISO 8601 time") from None
+            raise RowRefused(Reason.BAD_TIME, f"{name} {text[:40]!r} is not an ISO 8601 time") from None
     if not isinstance(value, datetime):
-        raise RowRefused(Reason.BAD_TIME, f"produced_at must be an ISO 8601 time, got {type(value).__name__}")
+        raise RowRefused(Reason.BAD_TIME, f"{name} must be an ISO 8601 time, got {type(value).__name__}")
     if value.utcoffset() is None:
         raise RowRefused(
             Reason.NAIVE_TIME,
-            f"produced_at {value.isoformat()} names no offset; write for example {value.isoformat()}Z",
+            f"{name} {value.isoformat()} names no offset; write for example {value.isoformat()}Z",
         )
     try:
         utc = value.astimezone(UTC)
     except OverflowError:
-        raise RowRefused(Reason.BAD_TIME, f"produced_at {value.isoformat()} is out of range in UTC") from None
+        raise RowRefused(Reason.BAD_TIME, f"{name} {value.isoformat()} is out of range in UTC") from None
     # a data frame's timestamp may carry nanoseconds, which nothing of ours stores
     return datetime(utc.year, utc.month, utc.day, utc.hour, utc.minute, utc.second, utc.microsecond, tzinfo=UTC)
 

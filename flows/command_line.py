@@ -115,20 +115,26 @@ def doctor(directory: Directory = Path(), as_json: AsJson = False) -> None:
 @application.command(rich_help_panel=ROUND)
 def ingest(
     export: Annotated[Path, typer.Argument(help="CSV, Parquet or JSONL export of predictions.")],
+    rehearsal: Annotated[
+        bool, typer.Option("--rehearsal", help="Mark this ward, for ever, as a copy that may hold simulated studies.")
+    ] = False,
     model: Model = "",
     directory: Directory = Path(),
     as_json: AsJson = False,
 ) -> None:
     """Read an export of predictions. Reading it twice changes nothing; bad rows are quarantined with a reason.
 
+    Labels may come later: the same rows again, with labels that were missing, add them.
+
     Columns: study_uid, patient_key, produced_at (ISO 8601 with offset), score (binary) or score_CLASS (one a class),
-    and where you have them label (class name) or label_CLASS (0/1), image (path), model_version, attributes.
+    and where you have them label (class name) or label_CLASS (0/1), labelled_at (when the truth was known), image
+    (path), model_version, attributes.
     """
     with _opened(directory) as ward:
         from flows.ingesting import ingest_export
         from flows.screens import show_batch
 
-        summary = ingest_export(export, model=_model(ward, model), ward=ward, at=datetime.now(UTC))
+        summary = ingest_export(export, model=_model(ward, model), ward=ward, at=datetime.now(UTC), rehearsal=rehearsal)
         _show(as_json, summary, show_batch)
 
 
@@ -136,7 +142,11 @@ def ingest(
 def watch(
     model: Model = "",
     window: Annotated[
-        str, typer.Option(help="One window as 2026-03-30/2026-04-06; without it every complete window not yet watched.")
+        str,
+        typer.Option(
+            help="One window as 2026-03-30/2026-04-06; without it every complete one that was not watched yet, or got "
+            "studies or labels since."
+        ),
     ] = "",
     directory: Directory = Path(),
     as_json: AsJson = False,
@@ -189,8 +199,8 @@ def simulate(  # noqa: PLR0913, PLR0917 - one parameter an option
 ) -> None:
     """Rehearse alarms: write an export of real studies with a planted change. The ward itself is not touched.
 
-    Studies and patients get new names that begin with "simulated-". Ingest the export into a copy of the ward, then
-    watch there.
+    Studies and patients get new names that begin with "simulated-". Ingest the export into a copy of the ward with
+    --rehearsal, then watch there.
     """
     if show:
         from flows.screens import show_changes

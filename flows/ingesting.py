@@ -7,8 +7,9 @@ process killed between two chunks goes on where it stopped when the same command
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from continual.files import content_sha256
 from continual.images import UnreadableImage
 from flows.checking import check_row, locate_image
 from flows.features import compute_features
-from flows.sources import Export, Row, RowRefused, known_columns, open_export
+from flows.sources import Export, Reason, Row, RowRefused, SourceError, known_columns, open_export
 from flows.ward import Ward, backbone_of
 from monitor.cohorts import Prediction
 from registry.entries import BatchSummary, QuarantinedRow
@@ -30,24 +31,35 @@ IMAGES_A_CHUNK = 256
 log = logging.getLogger("wardround.ingesting")
 
 
-def ingest_export(path: Path, *, model: str, ward: Ward, at: datetime) -> BatchSummary:
-    """Take in an export of a registered model: every row is accepted, known already, in conflict or in quarantine.
+def ingest_export(path: Path, *, model: str, ward: Ward, at: datetime, rehearsal: bool = False) -> BatchSummary:
+    """Take in an export: every row is accepted, brings late labels, is known already, in conflict or in quarantine.
 
-    Image paths are relative to the export's folder or to the ward's. The same export again changes nothing.
+    Image paths are relative to the export's folder or to the ward's. The same export again changes nothing. With
+    ``rehearsal`` the ward is marked, for ever, as one that simulated studies may be taken into.
 
     Raises:
-        SourceError: the export cannot be read at all; nothing of it was taken.
+        SourceError: the export cannot be read at all, or is simulated and the ward no rehearsal; nothing of it was
+            taken.
         SettingsError: there is no such model.
     """
     settings = ward.settings.model(model)
+    if not rehearsal and (known := _read_before(path, ward=ward, model=model)) is not None:
+        return known
     export = open_export(path, settings)
+    if rehearsal:
+        ward.records.mark_rehearsal(at)
+    if export.simulated is not None and not ward.records.is_rehearsal:
+        raise SourceError(
+            f"{path}, line {export.simulated}: the study is simulated, and this ward watches real patients; ingest it "
+            "into a copy of the ward with --rehearsal, which marks the copy for ever"
+        )
     _name_other_columns(export, settings)
     ward.records.register_model(model, settings, at)
     batch_id = ward.records.begin_batch(model, path.name, export.content_sha256, at)
     done = 0
     for rows in export.chunks(IMAGES_A_CHUNK if "image" in export.columns else ROWS_A_CHUNK):
         intake = _Intake()
-        _check(rows, intake, export=export, ward=ward, model=model)
+        _check(rows, intake, export=export, ward=ward, model=model, at=at)
         _compute(intake, ward=ward, model=model, tell=_teller(ward, path, done, export.rows))
         lines, predictions = [row.line for row, _ in intake.accepted], [made for _, made in intake.accepted]
         ward.records.add_predictions(batch_id, predictions, at, lines=lines)
@@ -75,6 +87,22 @@ def embed_images(paths: Sequence[Path], *, ward: Ward, model: str) -> NDArray[np
     return np.array(hashes, dtype=np.str_)
 
 
+def _read_before(path: Path, *, ward: Ward, model: str) -> BatchSummary | None:
+    """Say what reading an export again would come to, if nothing could come of it.
+
+    Something could where rows were refused, which may be whole by now, or where features of images are missing.
+    """
+    if not os.access(path, os.R_OK) or not path.is_file():
+        return None
+    done = ward.records.finished_batch(model, content_sha256(path), ward.settings.model(model))
+    if done is None or done.quarantined:
+        return None
+    images = ward.records.images(model, done.batch_id if done.accepted == done.received else None)
+    if ward.features_of(model).missing(images):
+        return None
+    return replace(done, accepted=0, labelled=0, duplicate=done.accepted + done.labelled + done.duplicate)
+
+
 @dataclass(slots=True)
 class _Intake:
     """What one chunk has come to so far."""
@@ -89,11 +117,13 @@ class _Intake:
         )
 
 
-def _check(rows: Sequence[Row], intake: _Intake, *, export: Export, ward: Ward, model: str) -> None:
+def _check(rows: Sequence[Row], intake: _Intake, *, export: Export, ward: Ward, model: str, at: datetime) -> None:
     settings, roots = ward.settings.model(model), (export.path.parent, ward.settings.directory)
     for row in rows:
         try:
             prediction = check_row(row, model=model, settings=settings, image_required="image" in export.columns)
+            if prediction.labelled_at is not None and prediction.labelled_at > at:
+                raise RowRefused(Reason.BAD_TIME, f"labelled_at {prediction.labelled_at.isoformat()} is in the future")
             if prediction.image:
                 prediction, path = locate_image(prediction, roots)
                 intake.images[prediction.image_sha256] = path

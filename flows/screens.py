@@ -14,7 +14,9 @@ from continual.plans import AdaptationPlan, AdaptationRun
 from flows.doctor import Finding
 from flows.simulating import Simulation
 from flows.status import headline, plain
+from monitor.cohorts import Window
 from monitor.explaining import LONGEST, PolicyExplanation
+from monitor.labels import LabelArrival, tell_arrival
 from monitor.results import Verdict, WindowReport
 from registry.audit import ChainState
 from registry.decisions import GateDecision
@@ -36,8 +38,9 @@ def show_findings(screen: Console, findings: Sequence[Finding]) -> None:
 
 def show_batch(screen: Console, batch: BatchSummary) -> None:
     """Show how many rows of an export were accepted and why others were not."""
+    late = f"labels added to {batch.labelled}, " if batch.labelled else ""
     screen.print(
-        f"{batch.received} rows: {batch.accepted} accepted, {batch.duplicate} known already, "
+        f"{batch.received} rows: {batch.accepted} accepted, {late}{batch.duplicate} known already, "
         f"{batch.conflict} in conflict, {batch.quarantined} in quarantine.",
         highlight=False,
     )
@@ -65,7 +68,9 @@ def show_simulation(screen: Console, done: Simulation) -> None:
         screen.print(Text(f"Planted: {change}"))
     for note in done.notes:
         screen.print(Text(f"Note: {note}", "yellow"))
-    screen.print(Text(f"Next: wardround ingest {done.export} --dir A-COPY-OF-THE-WARD, then watch there.", "dim"))
+    screen.print(
+        Text(f"Next: wardround ingest {done.export} --dir A-COPY-OF-THE-WARD --rehearsal, then watch there.", "dim")
+    )
 
 
 def show_reports(screen: Console, reports: Sequence[WindowReport]) -> None:
@@ -173,8 +178,12 @@ def show_status(screen: Console, status: dict[str, Any]) -> None:
     for model, state in status.items():
         champion = state["champion"]
         live = f"version {champion['version']}, live since {champion['since'][:10]}" if champion else "none yet"
-        screen.print(Text.assemble((f"\n{model}", "bold"), f"  champion: {live}\n"))
+        rehearsal = "  a rehearsal: studies may be simulated" if state["rehearsal"] else ""
+        screen.print(Text.assemble((f"\n{model}", "bold"), f"  champion: {live}", (rehearsal, "bold yellow"), "\n"))
         screen.print(windows_table(state["windows"]) if state["windows"] else "No window has been watched yet.")
+        if state["labels"]:
+            arrival = LabelArrival(**state["labels"] | {"window": Window.from_key(state["labels"]["window"])})
+            screen.print(Text(f"\n{tell_arrival(arrival)}"))
         if state["plans"]:
             _show_newest_plan(screen, state)
         for signature in state["signatures"]:

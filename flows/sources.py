@@ -11,14 +11,16 @@ line and commas; JSONL has one object a line; Parquet has plain columns.
     score_CLASS    number, 0 to 1    others    one column a class; multi-class scores sum to one
     label          class name        no        the truth for binary and multi-class; empty: not known yet
     label_CLASS    0, 1              no        the truth for multi-label, one column a class; empty: not known yet
+    labelled_at    ISO 8601 time     no        when the truth was known, with offset; empty: when the export is read
     image          path              no        PNG, JPEG or DICOM, relative to the export or to the images folder
     model_version  text              no        the version that answered
     ATTRIBUTE      text or number    no        every column that the settings list under attributes; empty: missing
 
 (study_uid, produced_at, model_version) names an answer: the same row again is a duplicate and changes
-nothing, the same key with other content is a conflict, and the first content is kept. Other columns are
-ignored and named once. A row that cannot be used is quarantined with one of ``Reason``; a file that
-cannot be read at all is a ``SourceError``, and nothing of it is taken.
+nothing. With labels that were missing it adds them, whenever they come; with other content, or another
+truth, it is a conflict, and the first is kept. Other columns are ignored and named once. A row that cannot
+be used is quarantined with one of ``Reason``; a file that cannot be read at all is a ``SourceError``, and
+nothing of it is taken.
 """
 
 from __future__ import annotations
@@ -35,11 +37,12 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from continual.files import content_sha256
+from monitor.synthetic import SIMULATED
 from monitor.tasks import TASKS
 from registry.settings import ModelSettings
 
 KEYS = ("study_uid", "patient_key", "produced_at")
-OPTIONAL = ("model_version", "image")
+OPTIONAL = ("labelled_at", "model_version", "image")
 CONTENT_LENGTH = 4000
 LINE_LENGTH = 1_000_000
 
@@ -90,12 +93,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """A readable export: every row was reached once, so reading it again only fails when it changes."""
+    """A readable export: every row was reached once, so reading it again only fails when it changes.
+
+    ``simulated`` is the line of the first study that `wardround simulate` has named; None: there is none.
+    """
 
     path: Path
     content_sha256: str
     columns: tuple[str, ...]
     rows: int
+    simulated: int | None
 
     def chunks(self, size: int) -> Iterator[list[Row]]:
         """Read the rows in order, at most ``size`` at a time.
@@ -127,9 +134,9 @@ def open_export(path: Path, settings: ModelSettings) -> Export:
         raise SourceError(f"{path} may not be read by this user; give yourself permission to read it")
     if not path.stat().st_size:
         raise SourceError(f"{path} is empty; export it again")
-    columns, rows = _reach_every_row(path)
+    columns, rows, simulated = _reach_every_row(path)
     _require_columns(path, columns, settings)
-    return Export(path=path, content_sha256=content_sha256(path), columns=columns, rows=rows)
+    return Export(path=path, content_sha256=content_sha256(path), columns=columns, rows=rows, simulated=simulated)
 
 
 def score_columns(settings: ModelSettings) -> tuple[str, ...]:
@@ -178,19 +185,21 @@ def find_image(reference: str, roots: Sequence[Path]) -> Path:
     raise RowRefused(Reason.IMAGE_MISSING, f"image {reference!r} does not exist")
 
 
-def _reach_every_row(path: Path) -> tuple[tuple[str, ...], int]:
+def _reach_every_row(path: Path) -> tuple[tuple[str, ...], int, int | None]:
     columns: dict[str, None] = {}
-    rows, problem = 0, ""
+    rows, problem, simulated = 0, "", None
     for row in READERS[path.suffix.lower()](path):
         rows += 1
         columns |= dict.fromkeys(name for name in row.cells if name)
+        if simulated is None and str(row.cells.get(KEYS[0], "")).strip().startswith(SIMULATED):
+            simulated = row.line
         if row.problem and not problem:
             problem = f"{path}, line {row.line}: {row.problem}; export it again"
     if not rows:
         raise SourceError(f"{path} has no rows; export it again")
     if not columns:
         raise SourceError(problem)
-    return tuple(columns), rows
+    return tuple(columns), rows, simulated
 
 
 def _require_columns(path: Path, columns: Sequence[str], settings: ModelSettings) -> None:

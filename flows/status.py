@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from continual.plans import AdaptationPlan, AdaptationRun
 from flows.ward import Ward
-from monitor.cohorts import Window
+from monitor.cohorts import Window, span_of
 from monitor.harm import headline_harm
 from monitor.results import Source, Verdict, WindowReport
 from registry.agenda import next_step
@@ -30,11 +30,16 @@ def _status_of_model(ward: Ward, model: str) -> dict[str, Any]:
     champion = records.champion(model)
     decisions = records.decisions(model)
     signatures = [signature for d in decisions for signature in records.signatures(d.decision_id)]
+    reports = records.reports(model)
     state: dict[str, Any] = plain(
         {
+            "rehearsal": records.is_rehearsal,
             "champion": champion,
             "champion_history": records.champion_history(model),
-            "windows": [headline(report) for report in records.reports(model)],
+            "windows": [
+                {**headline(report), "labels": records.label_arrival(model, report.window)} for report in reports
+            ],
+            "labels": records.label_arrival(model, span_of([r.window for r in reports])) if reports else None,
             "plans": records.plans(model),
             "runs": records.runs(model),
             "decisions": decisions,

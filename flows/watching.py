@@ -20,7 +20,7 @@ def watch(ward: Ward, model: str, window: Window, *, at: datetime) -> WindowRepo
     """Compare a window with the reference of the version that was live in it, and keep the report.
 
     Watching a window twice keeps one report; the second replaces nothing and adds no event unless
-    the studies in it have changed since.
+    studies or labels have come since.
     """
     version = version_in(ward, model, window)
     reference = reference_of(ward, model, version)
@@ -51,7 +51,7 @@ def report_path(ward: Ward, model: str, window: Window) -> Path:
 
 
 def windows_to_watch(ward: Ward, model: str, *, until: datetime) -> list[Window]:
-    """List the complete windows after the first reference that were never watched, or that got studies since.
+    """List the complete windows after the first reference that were never watched, or got studies or labels since.
 
     A window in which nothing arrived is among them: that is a verdict too, NOT_ENOUGH_DATA, and people must see it.
 
@@ -61,10 +61,10 @@ def windows_to_watch(ward: Ward, model: str, *, until: datetime) -> list[Window]
     (reference,) = windows_of(ward, model, "")
     if ward.records.studies_span(model) is None:
         return []
-    watched = {report.window: report.n for report in ward.records.reports(model)}
+    watched = ward.records.watched(model)
     length = timedelta(days=ward.settings.model(model).window_days)
     return [
         window
         for window in tile_windows(reference.end, until, length)
-        if watched.get(window) != len(load_role(ward, model, [window], None))
+        if watched.get(window) != ward.records.count(model, window)
     ]

@@ -21,7 +21,7 @@ class Prediction(BaseModel):
     """One answer that a deployed model gave about one study, checked and in canonical form.
 
     ``scores`` has one probability per score column of the task; ``labels`` one value per label
-    column, None where the truth is not known yet.
+    column, None where the truth is not known yet; ``labelled_at`` says when it became known, if anybody told.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,6 +33,7 @@ class Prediction(BaseModel):
     produced_at: AwareDatetime
     scores: tuple[float, ...]
     labels: tuple[int | None, ...]
+    labelled_at: AwareDatetime | None = None
     attributes: dict[str, str | float | None] = {}
     image: str = ""
     image_sha256: str = ""
@@ -80,6 +81,11 @@ def tile_windows(start: datetime, end: datetime, length: timedelta) -> Iterator[
     while start + length <= end:
         yield Window(start=start, end=start + length)
         start += length
+
+
+def span_of(windows: Sequence[Window]) -> Window:
+    """Give the shortest window that holds some windows, of which there is at least one."""
+    return Window(start=min(window.start for window in windows), end=max(window.end for window in windows))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -226,7 +226,10 @@ class ExampleStudy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowReport:
-    """Everything one visit measured in one window; ``verdict`` is the headline and ``reason`` says why."""
+    """Everything one visit measured in one window; ``verdict`` is the headline and ``reason`` says why.
+
+    ``n_labelled`` counts the studies whose every label is known, ``n_labels`` the known labels of all findings.
+    """
 
     model: str
     window: Window
@@ -242,3 +245,4 @@ class WindowReport:
     contributions: tuple[Contribution, ...]
     examples: tuple[ExampleStudy, ...] = ()
     prevalences: tuple[PrevalenceShift, ...] = ()
+    n_labels: int = 0

@@ -75,6 +75,7 @@ def watch_window(  # noqa: PLR0913 - a visit needs both sides, whose they are, a
         n=len(current),
         patients=current.patients,
         n_labelled=int(current.labelled.sum()),
+        n_labels=int((~np.isnan(current.labels)).sum()),
         results=results,
         evaluations=(evaluation,),
         gaps=gaps,

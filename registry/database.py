@@ -17,6 +17,7 @@ from registry.rows import (
     DriftResultRow,
     EventRow,
     HeldOutRow,
+    LabelRow,
     LookRow,
     MetaRow,
     PlanRow,
@@ -25,10 +26,11 @@ from registry.rows import (
     SignatureRow,
 )
 
-SCHEMA = "4"
+SCHEMA = "5"
 BUSY_SECONDS = 30
 APPEND_ONLY = (
     EventRow,
+    LabelRow,
     ReportRow,
     DriftResultRow,
     PlanRow,
@@ -137,7 +139,7 @@ def _schema(connection: Connection) -> str | None:
     if found != SCHEMA:
         raise RecordsError(
             f"the database has schema {found}, this version of Wardround needs {SCHEMA}; "
-            "use the version that wrote it, or start in an empty folder"
+            "use the version that wrote it, or start in an empty folder and ingest the exports again"
         )
     return found
 

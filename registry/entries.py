@@ -20,9 +20,10 @@ class StaleChampion(RecordsError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """What became of some predictions that were offered to the records."""
+    """What became of some predictions offered to the records; ``labelled`` ones brought labels that were missing."""
 
     accepted: int = 0
+    labelled: int = 0
     duplicate: int = 0
     conflict: int = 0
 
@@ -39,7 +40,10 @@ class QuarantinedRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSummary:
-    """What became of every row of an export; nothing is ever lost: the four parts add up to ``received``."""
+    """What became of every row of an export; nothing is ever lost: the five parts add up to ``received``.
+
+    ``labelled`` counts rows of known studies that brought labels which were missing.
+    """
 
     batch_id: int
     model: str
@@ -51,9 +55,10 @@ class BatchSummary:
     duplicate: int
     conflict: int
     quarantined: int
+    labelled: int = 0
 
     def __post_init__(self) -> None:
-        if self.received != self.accepted + self.duplicate + self.conflict + self.quarantined:
+        if self.received != self.accepted + self.labelled + self.duplicate + self.conflict + self.quarantined:
             raise ValueError(f"rows were lost or counted twice in {self.source}: {self}")
 
 

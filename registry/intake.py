@@ -1,61 +1,34 @@
-"""The intake: registered models, exports taken in row by row, and the cohorts read back from them."""
+"""The intake: registered models, and exports taken in row by row."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
-from itertools import repeat
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import datetime
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from sqlalchemy import String, func, insert, type_coerce
+from sqlalchemy import insert
 from sqlmodel import Session, col, select
 
-from monitor.cohorts import MISSING, Cohort, Prediction, Window
+from monitor.cohorts import Prediction
 from monitor.tasks import TASKS
+from registry.arrivals import Key, Reading, Sorted, Stored, sort_arrivals
+from registry.audit import canonical_json
 from registry.entries import BatchSummary, Counts, QuarantinedRow, RecordsError
-from registry.ledger import Ledger
-from registry.rows import BatchRow, ModelRow, PredictionRow, QuarantineRow, prediction_content
+from registry.holdings import REHEARSAL, Holdings, in_chunks, settings_of, was_rehearsed
+from registry.rows import BatchRow, LabelRow, ModelRow, PredictionRow, QuarantineRow, sha256
 from registry.settings import ModelSettings
 
-KEY_CONFLICT = "key_conflict"
-VALUES_AT_ONCE = 500
-COHORT_COLUMNS = ("study_uid", "patient_key", "produced_at", "scores", "labels", "attributes", "image_sha256")
 
-Key: TypeAlias = tuple[str, str, datetime]
-
-
-@dataclass(slots=True, kw_only=True)
-class _Reading:
-    """One reading of an export: what became of its rows so far, and which keys it has met."""
-
-    finished_before: bool
-    counts: Counter[str] = field(default_factory=Counter)
-    met: set[Key] = field(default_factory=set)
-
-
-@dataclass(slots=True, kw_only=True)
-class _Sorted:
-    """A chunk of predictions, sorted; ``resumed`` were accepted by an earlier, interrupted reading."""
-
-    fresh: list[dict[str, Any]] = field(default_factory=list)
-    resumed: int = 0
-    duplicate: int = 0
-    conflicts: list[QuarantinedRow] = field(default_factory=list)
-    met: set[Key] = field(default_factory=set)
-
-
-class Intake(Ledger):
-    """Models, batches, predictions and quarantine."""
+class Intake(Holdings):
+    """Models, batches, predictions, their truth, and quarantine."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
-        self._readings: dict[int, _Reading] = {}
+        self._readings: dict[int, Reading] = {}
 
     def register_model(self, name: str, settings: ModelSettings, at: datetime) -> None:
         """Put a model under watch; new settings of a known model are an event of their own.
@@ -73,11 +46,11 @@ class Intake(Ledger):
             session.merge(ModelRow(name=name, settings=content))
             self._append(session, at=at, kind="model.registered", model=name, subject=name, payload=json.loads(content))
 
-    def models(self) -> dict[str, ModelSettings]:
-        """List the registered models with their settings."""
-        with self._reading() as session:
-            rows = session.exec(select(ModelRow).order_by(col(ModelRow.name))).all()
-            return {row.name: ModelSettings.model_validate_json(row.settings) for row in rows}
+    def mark_rehearsal(self, at: datetime) -> None:
+        """Mark the ward as a rehearsal, for ever and once."""
+        with self._writing() as session:
+            if not was_rehearsed(session):
+                self._append(session, at=at, kind=REHEARSAL, model="", subject="", payload={})
 
     def begin_batch(self, model: str, source_name: str, content_sha256: str, at: datetime) -> int:
         """Begin, or take up again, the batch of one export; the same content is the same batch.
@@ -86,7 +59,7 @@ class Intake(Ledger):
             RecordsError: the model is not registered.
         """
         with self._writing() as session:
-            _settings(session, model)
+            settings_of(session, model)
             query = select(BatchRow).where(BatchRow.model == model, BatchRow.content_sha256 == content_sha256)
             row = session.exec(query).first()
             if row is None:
@@ -96,7 +69,7 @@ class Intake(Ledger):
                 payload = {"batch": row.id, "sha256": content_sha256}
                 self._append(session, at=at, kind="ingest.begun", model=model, subject=source_name, payload=payload)
             batch_id, finished = int(row.id or 0), row.finished
-        self._readings[batch_id] = _Reading(finished_before=finished)
+        self._readings[batch_id] = Reading(batch=batch_id, finished_before=finished)
         return batch_id
 
     def add_predictions(
@@ -104,8 +77,9 @@ class Intake(Ledger):
     ) -> Counts:
         """Add predictions under their natural key in one transaction; ``lines`` says where they stood.
 
-        The same key with the same content is a duplicate; with other content it is a conflict: the
-        stored one stays and the new one goes to quarantine.
+        The same key with the same content is known already, and brings late labels where it has some that were
+        missing; with other content, or labels that contradict the stored ones, it is a conflict: what is stored
+        stays and the new one goes to quarantine. Labels count as told ``at`` that moment.
 
         Raises:
             ValueError: a prediction is of another model or of another shape; nothing of the chunk was kept.
@@ -114,22 +88,23 @@ class Intake(Ledger):
         reading = self._reading_of(batch_id)
         with self._writing() as session:
             batch = session.get_one(BatchRow, batch_id)
-            settings = _settings(session, batch.model)
+            settings = settings_of(session, batch.model)
             for prediction in predictions:
                 _check_prediction(prediction, batch.model, settings)
-            done = _sort(predictions, lines, batch_id, reading, _known(session, batch.model, predictions))
-            if done.fresh:
-                session.connection().execute(insert(PredictionRow), done.fresh)
-                payload = {"batch": batch_id, "accepted": len(done.fresh)}
-                self._append(
-                    session, at=at, kind="predictions.added", model=batch.model, subject=batch.source, payload=payload
-                )
+            known = _known(session, batch.model, [prediction.study_uid for prediction in predictions])
+            done = sort_arrivals(predictions, lines, reading, known)
+            _insert(session, done, batch, at)
+            for kind, name, n in (
+                ("predictions.added", "accepted", len(done.fresh)),
+                ("labels.added", "labelled", done.came_late),
+            ):
+                if n:
+                    payload = {"batch": batch_id, name: n}
+                    self._append(session, at=at, kind=kind, model=batch.model, subject=batch.source, payload=payload)
             self._keep(session, batch, done.conflicts, at)
-        counts = Counts(accepted=len(done.fresh), duplicate=done.duplicate, conflict=len(done.conflicts))
-        reading.counts.update(asdict(counts))
-        reading.counts.update(accepted=done.resumed, duplicate=-done.resumed)
+        reading.counts.update(asdict(done.counts))
         reading.met |= done.met
-        return counts
+        return done.counts
 
     def quarantine(self, batch_id: int, rows: Sequence[QuarantinedRow], at: datetime) -> int:
         """Keep refused rows with their reasons; each once. Returns how many are new."""
@@ -148,7 +123,7 @@ class Intake(Ledger):
         """
         reading = self._reading_of(batch_id)
         parts: dict[str, Any] = {
-            name: reading.counts[name] for name in ("accepted", "duplicate", "conflict", "quarantined")
+            name: reading.counts[name] for name in ("accepted", "labelled", "duplicate", "conflict", "quarantined")
         }
         parts["received"] = sum(parts.values())
         with self._writing() as session:
@@ -159,6 +134,7 @@ class Intake(Ledger):
                 for name, value in parts.items():
                     setattr(row, name, value)
                 row.finished = True
+                row.settings_sha256 = sha256(session.get_one(ModelRow, row.model).settings)
                 session.add(row)
                 summary = row.value()
                 payload = {**asdict(summary), "at": summary.at.isoformat()}
@@ -168,55 +144,7 @@ class Intake(Ledger):
         del self._readings[batch_id]
         return summary
 
-    def batches(self, model: str) -> list[BatchSummary]:
-        """List finished batches, oldest first."""
-        with self._reading() as session:
-            query = select(BatchRow).where(BatchRow.model == model, col(BatchRow.finished)).order_by(col(BatchRow.id))
-            return [row.value() for row in session.exec(query)]
-
-    def quarantined(self, model: str) -> list[QuarantinedRow]:
-        """List the rows in quarantine, oldest first."""
-        with self._reading() as session:
-            query = select(QuarantineRow).where(QuarantineRow.model == model).order_by(col(QuarantineRow.id))
-            return [row.value() for row in session.exec(query)]
-
-    def load_cohort(self, model: str, *, window: Window | None = None, model_version: str | None = None) -> Cohort:
-        """Load predictions as a cohort in order of time, without embeddings; ``images`` are content hashes.
-
-        Raises:
-            RecordsError: the model is not registered.
-        """
-        time = col(PredictionRow.produced_at)
-        columns: list[Any] = [getattr(PredictionRow, name) for name in COHORT_COLUMNS]
-        columns[COHORT_COLUMNS.index("produced_at")] = type_coerce(time, String)  # NumPy reads it faster than SQL does
-        query = select(*columns).where(PredictionRow.model == model)
-        if window is not None:
-            query = query.where(time >= window.start, time < window.end)
-        if model_version is not None:
-            query = query.where(PredictionRow.model_version == model_version)
-        with self._reading() as session:
-            settings = _settings(session, model)
-            rows = session.exec(query.order_by(time, col(PredictionRow.study_uid), col(PredictionRow.id))).all()
-        return _cohort_of(settings, list(zip(*rows, strict=True)) if rows else [()] * len(COHORT_COLUMNS))
-
-    def image_paths(self, hashes: Sequence[str]) -> dict[str, str]:
-        """Tell under which path each content hash was ingested; unknown hashes are left out."""
-        paths: dict[str, str] = {}
-        with self._reading() as session:
-            for some in _chunks(sorted({str(one) for one in hashes if one})):
-                query = select(PredictionRow.image_sha256, PredictionRow.image)
-                paths |= dict(session.exec(query.where(col(PredictionRow.image_sha256).in_(some))).all())
-        return paths
-
-    def studies_span(self, model: str) -> tuple[datetime, datetime] | None:
-        """Tell the moments of the first and the last study; None when there is none."""
-        with self._reading() as session:
-            times = col(PredictionRow.produced_at)
-            query = select(func.min(times), func.max(times)).where(PredictionRow.model == model)
-            first, last = session.exec(query).one()
-            return None if first is None else (first, last)
-
-    def _reading_of(self, batch_id: int) -> _Reading:
+    def _reading_of(self, batch_id: int) -> Reading:
         if batch_id not in self._readings:
             raise RecordsError(f"batch {batch_id} is not open here; begin_batch opens it, again after finish_batch")
         return self._readings[batch_id]
@@ -228,7 +156,7 @@ class Intake(Ledger):
         """Quarantine what is not there yet; one event tells how many rows for which reasons."""
         batch_id = int(batch.id or 0)
         fresh: dict[tuple[int, str, str], QuarantinedRow] = {}
-        for some in _chunks(rows):
+        for some in in_chunks(rows):
             lines = [row.line for row in some]
             query = select(QuarantineRow.line, QuarantineRow.reason, QuarantineRow.content)
             query = query.where(QuarantineRow.batch_id == batch_id, col(QuarantineRow.line).in_(lines))
@@ -244,13 +172,6 @@ class Intake(Ledger):
                 session, at=at, kind="rows.quarantined", model=batch.model, subject=batch.source, payload=payload
             )
         return len(fresh)
-
-
-def _settings(session: Session, model: str) -> ModelSettings:
-    row = session.get(ModelRow, model)
-    if row is None:
-        raise RecordsError(f"model {model!r} is not registered here yet; ingest an export of it first")
-    return ModelSettings.model_validate_json(row.settings)
 
 
 def _check_change(name: str, old: ModelSettings, new: ModelSettings) -> None:
@@ -289,78 +210,41 @@ def _is_number(value: str | float | None) -> bool:
     return value is None or (not isinstance(value, str) and math.isfinite(value))
 
 
-def _chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    return (values[start : start + VALUES_AT_ONCE] for start in range(0, len(values), VALUES_AT_ONCE))
-
-
-def _known(session: Session, model: str, predictions: Sequence[Prediction]) -> dict[Key, tuple[int, str]]:
-    """Load batch and content hash of what is stored under every key that the predictions may meet."""
-    known: dict[Key, tuple[int, str]] = {}
+def _known(session: Session, model: str, studies: Sequence[str]) -> dict[Key, Stored]:
+    """Load what is stored under every key of some studies."""
+    known: dict[Key, Stored] = {}
     row = PredictionRow
-    for studies in _chunks([prediction.study_uid for prediction in predictions]):
-        query = select(row.model_version, row.study_uid, row.produced_at, row.batch_id, row.content_sha256)  # type: ignore[call-overload]
-        for *key, batch, content in session.exec(query.where(row.model == model, col(row.study_uid).in_(studies))):
-            known[tuple(key)] = batch, content
+    columns: list[Any] = [row.model_version, row.study_uid, row.produced_at, row.id, row.batch_id, row.content_sha256]
+    query = select(*columns, LabelRow.batch_id, LabelRow.labels)  # type: ignore[call-overload]
+    query = query.outerjoin(LabelRow, col(LabelRow.prediction_id) == row.id).order_by(col(LabelRow.id))
+    for some in in_chunks(studies):
+        found = session.exec(query.where(row.model == model, col(row.study_uid).in_(some)))
+        for *key, number, batch, content, told_by, labels in found:
+            stored = known.setdefault(tuple(key), Stored(row=number, batch=batch, content=content))
+            if labels is not None:
+                stored.steps.append((told_by, tuple(json.loads(labels))))
     return known
 
 
-def _sort(
-    predictions: Sequence[Prediction],
-    lines: Sequence[int] | None,
-    batch_id: int,
-    reading: _Reading,
-    known: dict[Key, tuple[int, str]],
-) -> _Sorted:
-    """Tell fresh predictions from duplicates and conflicts; the first of a key in an export wins."""
-    done = _Sorted()
-    for line, prediction in zip(repeat(0) if lines is None else lines, predictions, strict=lines is not None):
-        row = PredictionRow.columns_of(prediction, batch_id)
-        key = prediction.model_version, prediction.study_uid, prediction.produced_at.astimezone(UTC)
-        batch, content = known.setdefault(key, (0, row["content_sha256"]))
-        if content != row["content_sha256"]:
-            done.conflicts.append(_conflict(line, prediction))
-            continue
-        seen = key in done.met or key in reading.met
-        done.met.add(key)
-        if batch == 0 and not seen:
-            done.fresh.append(row)
-        else:
-            done.duplicate += 1
-            done.resumed += batch == batch_id and not seen and not reading.finished_before
-    return done
-
-
-def _conflict(line: int, prediction: Prediction) -> QuarantinedRow:
-    detail = (
-        f"study {prediction.study_uid} at {prediction.produced_at.isoformat()} is stored with another content, "
-        "which was kept"
-    )
-    return QuarantinedRow(line=line, reason=KEY_CONFLICT, detail=detail, content=prediction_content(prediction))
-
-
-def _cohort_of(settings: ModelSettings, columns: list[tuple[Any, ...]]) -> Cohort:
-    studies, patients, times, scores, labels, attributes, images = columns
-    shape, n = TASKS[settings.task], len(studies)
-    told = _parse(attributes)
-    return Cohort(
-        task=settings.task,
-        classes=settings.classes,
-        study_uid=np.array(studies, dtype=np.str_),
-        patient_key=np.array(patients, dtype=np.str_),
-        times=np.array(times, dtype="datetime64[us]"),
-        scores=np.array(_parse(scores), dtype=np.float64).reshape(n, shape.score_columns(settings.classes)),
-        labels=np.array(_parse(labels), dtype=np.float64).reshape(n, shape.label_columns(settings.classes)),
-        attributes={name: _attribute(told, name, settings) for name in settings.attributes},
-        images=np.array(images, dtype=np.str_) if any(images) else None,
-    )
-
-
-def _parse(cells: tuple[str, ...]) -> list[Any]:
-    return list(json.loads(f"[{','.join(cells)}]"))
-
-
-def _attribute(rows: list[dict[str, Any]], name: str, settings: ModelSettings) -> NDArray[Any]:
-    values = [row.get(name) for row in rows]
-    if name in settings.numeric_attributes:
-        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-    return np.array([MISSING if value in (None, "") else str(value) for value in values], dtype=np.str_)
+def _insert(session: Session, done: Sorted, batch: BatchRow, at: datetime) -> None:
+    """Store new predictions, and every step of the truth about new and known ones."""
+    if done.fresh:
+        session.connection().execute(insert(PredictionRow), [columns for _, columns in done.fresh.values()])
+        # RETURNING in order costs SQLite one statement a row; looking the numbers up is one for hundreds
+        numbered = _known(session, batch.model, [study for _, study, _ in done.fresh])
+        for key, (stored, _) in done.fresh.items():
+            stored.row = numbered[key].row
+    if done.truth:
+        rows = [
+            {
+                "prediction_id": told.stored.row,
+                "batch_id": batch.id,
+                "labels": canonical_json(told.labels),
+                "added": told.added,
+                "unknown": told.labels.count(None),
+                "known_at": told.known_at or at,
+                "at": at,
+            }
+            for told in done.truth
+        ]
+        session.connection().execute(insert(LabelRow), rows)

@@ -65,7 +65,7 @@ class Records(Intake):
             session.add(row)
             session.flush()
             session.add_all(DriftResultRow.of(result, report_id=row.id) for result in report.results)
-            payload = {"verdict": row.verdict, "studies": row.n, "sha256": sha256(row.content)}
+            payload = {"verdict": row.verdict, "studies": row.n, "labels": row.n_labels, "sha256": sha256(row.content)}
             subject = report.window.key
             self._append(session, at=at, kind="window.watched", model=report.model, subject=subject, payload=payload)
 
@@ -81,6 +81,13 @@ class Records(Intake):
         with self._reading() as session:
             row = self._report_row(session, model, window)
             return None if row is None else row.value()
+
+    def watched(self, model: str) -> dict[Window, tuple[int, int]]:
+        """Tell of every watched window how many studies and known labels the report in force has seen."""
+        columns: list[Any] = [ReportRow.window_start, ReportRow.window_end, ReportRow.n, ReportRow.n_labels]
+        with self._reading() as session:
+            rows = session.exec(select(*columns).where(ReportRow.model == model).order_by(col(ReportRow.id)))
+            return {Window(start=start, end=end): (n, n_labels) for start, end, n, n_labels in rows}
 
     def save_alarm(self, entry: AlarmEntry, at: datetime) -> None:
         """Keep where the alarm stands after a window; one raised in it, or closed since the last, is an event."""

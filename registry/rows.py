@@ -114,16 +114,18 @@ class BatchRow(SQLModel, table=True):
     __tablename__ = "batches"
     __table_args__ = (
         UniqueConstraint("model", "content_sha256"),
-        CheckConstraint("received = accepted + duplicate + conflict + quarantined", name="nothing_lost"),
+        CheckConstraint("received = accepted + labelled + duplicate + conflict + quarantined", name="nothing_lost"),
     )
     id: int | None = Field(default=None, primary_key=True)
     model: str
     source: str
     content_sha256: str
+    settings_sha256: str = ""
     at: datetime = utc_column()
     finished: bool = False
     received: int = 0
     accepted: int = 0
+    labelled: int = 0
     duplicate: int = 0
     conflict: int = 0
     quarantined: int = 0
@@ -135,21 +137,21 @@ class BatchRow(SQLModel, table=True):
 
 
 _PLAIN = ("model", "model_version", "study_uid", "produced_at", "patient_key", "image", "image_sha256")
-_LISTS = ("scores", "labels", "attributes")
+_JSON = ("scores", "attributes")
 
 
 def prediction_content(prediction: Prediction) -> str:
-    """Write what a prediction says beside its natural key; where the image lay is not part of it."""
-    said = {name: getattr(prediction, name) for name in ("patient_key", "image_sha256", *_LISTS)}
+    """Write what a prediction says beside its natural key; where the image lay and the truth are not part of it."""
+    said = {name: getattr(prediction, name) for name in ("patient_key", "image_sha256", *_JSON)}
     return canonical_json(said)
 
 
 class PredictionRow(SQLModel, table=True):
-    """One prediction under its natural key."""
+    """One prediction under its natural key; its truth may come later, as a ``LabelRow``."""
 
     __tablename__ = "predictions"
     __table_args__ = (
-        UniqueConstraint("model", "model_version", "study_uid", "produced_at"),
+        UniqueConstraint("model", "study_uid", "produced_at", "model_version"),  # looked up by study
         Index("predictions_by_time", "model", "produced_at"),
     )
     id: int | None = Field(default=None, primary_key=True)
@@ -160,7 +162,6 @@ class PredictionRow(SQLModel, table=True):
     produced_at: datetime = utc_column()
     patient_key: str
     scores: str
-    labels: str
     attributes: str
     image: str
     image_sha256: str = Field(index=True)
@@ -175,16 +176,39 @@ class PredictionRow(SQLModel, table=True):
     def columns_of(prediction: Prediction, batch_id: int) -> dict[str, Any]:
         """Copy a prediction to plain columns, three times as fast as making a row of it.
 
-        ``content_sha256`` is what tells a duplicate from a conflict.
+        ``content_sha256`` is what tells a known prediction from a conflict.
         """
         columns: dict[str, Any] = {name: getattr(prediction, name) for name in _PLAIN}
-        columns |= {name: canonical_json(getattr(prediction, name)) for name in _LISTS}
+        columns |= {name: canonical_json(getattr(prediction, name)) for name in _JSON}
         return {**columns, "batch_id": batch_id, "content_sha256": sha256(prediction_content(prediction))}
 
     def value(self) -> Prediction:
-        """Give the prediction back."""
-        columns = {name: json.loads(getattr(self, name)) for name in _LISTS}
-        return Prediction(**columns, **{name: getattr(self, name) for name in _PLAIN})
+        """Give the prediction back, without the truth."""
+        columns = {name: json.loads(getattr(self, name)) for name in _JSON}
+        return Prediction(**columns, labels=(), **{name: getattr(self, name) for name in _PLAIN})
+
+
+class LabelRow(SQLModel, table=True):
+    """The truth about one study as it stood after one export; the newest row of a prediction is in force.
+
+    ``labels`` are all that is known by then, ``added`` of them new, ``unknown`` still missing; ``known_at`` says when
+    the hospital knew, ``at`` when we were told.
+    """
+
+    __tablename__ = "labels"
+    __table_args__ = (UniqueConstraint("prediction_id", "labels"),)
+    id: int | None = Field(default=None, primary_key=True)
+    prediction_id: int = Field(foreign_key="predictions.id")
+    batch_id: int = Field(foreign_key="batches.id", index=True)
+    labels: str
+    added: int
+    unknown: int
+    known_at: datetime = utc_column()
+    at: datetime = utc_column()
+
+    def value(self) -> tuple[int | None, ...]:
+        """Give the labels back."""
+        return tuple(json.loads(self.labels))
 
 
 class QuarantineRow(SQLModel, table=True):
@@ -274,6 +298,7 @@ class ReportRow(SQLModel, table=True):
     window_end: datetime = utc_column()
     verdict: str
     n: int
+    n_labels: int
     at: datetime = utc_column()
     content: str
 
@@ -286,6 +311,7 @@ class ReportRow(SQLModel, table=True):
             "window_start": window.start,
             "window_end": window.end,
             "n": report.n,
+            "n_labels": report.n_labels,
         }
         return cls(**columns, verdict=report.verdict.value, at=at, content=to_json(report))
 

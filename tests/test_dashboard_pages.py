@@ -199,7 +199,17 @@ def test_overview_counts_what_came_in_and_why_rows_were_kept_out(tell_story: Sto
     expected = (
         "68 rows in 5 exports, 60 accepted, 8 in quarantine: score is not a number (5), image cannot be read (3)."
     )
-    assert expected in said(page("overview"))
+    shown = said(page("overview"))
+    assert expected in shown
+    # labels come with the export at the end of the week, and the studies every hour from its beginning
+    assert "60 of 60 studies are labelled (100%). Half of them are after 6.8 days, nine in ten after 7.0 days." in shown
+
+
+def test_a_rehearsal_is_named_on_the_overview(tell_story: Story) -> None:
+    hospital = tell_story(1)
+    assert not page("overview").warning
+    hospital.records.mark_rehearsal(WEEKS[1].start)
+    assert "This is a rehearsal" in page("overview").warning[0].value
 
 
 def test_drift_page_shows_the_window_that_is_picked(tell_story: Story) -> None:

@@ -327,6 +327,8 @@ def test_arrivals_count_rows_and_reasons() -> None:
     )
     assert tell_arrivals([], []) == "No export has been read yet."
     assert tell_arrivals([batch], []).endswith("None is in quarantine.")
+    late = replace(batch, accepted=0, labelled=1100)
+    assert "0 accepted, 1,100 brought labels later, 98 known already" in tell_arrivals([late], bad)
 
 
 @pytest.mark.parametrize(
@@ -353,6 +355,7 @@ def test_arrivals_count_rows_and_reasons() -> None:
         ("adapter.trained", "plan-0a-replay-0", {"state": "FAILED"}, "Replay of plan-0a did not finish"),
         ("rows.quarantined", "week.csv", {"reasons": {"bad_row": 2}}, "week.csv: row cannot be read (2)"),
         ("ingest.finished", "week.csv", {"accepted": 12, "received": 13}, "week.csv: 12 of 13 rows accepted"),
+        ("labels.added", "truth.csv", {"batch": 2, "labelled": 31}, "truth.csv: 31 studies"),
         ("plan.made", "plan-0a", {"treatment": "watch longer", "reason": "Once."}, "Watch longer. Once."),
         ("gate.decided", "gate-0a", {"promote": False}, "gate-0a: refused"),
         ("gate.decided", "gate-0a", {"promote": True}, "gate-0a: passed, a person may sign"),

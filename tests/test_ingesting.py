@@ -93,6 +93,7 @@ def save(frame: pd.DataFrame, path: Path) -> Path:
 
 def ingest(ward: Ward, path: Path) -> BatchSummary:
     summary = ingest_export(path, model="m", ward=ward, at=AT)
+    assert summary.labelled == 0
     assert summary.received == summary.accepted + summary.duplicate + summary.conflict + summary.quarantined
     return summary
 
@@ -108,7 +109,7 @@ def reasons(ward: Ward) -> list[str]:
 def dump(directory: Path) -> dict[str, list[tuple[object, ...]]]:
     """Every row of the tables that ingest writes to."""
     with sqlite3.connect(directory / "wardround.db") as connection:
-        tables = ("batches", "predictions", "quarantine", "events")
+        tables = ("batches", "predictions", "labels", "quarantine", "events")
         found = {table: connection.execute(f"SELECT * FROM {table} ORDER BY 1").fetchall() for table in tables}
     connection.close()
     return found
@@ -254,6 +255,8 @@ BAD_ROWS: dict[str, tuple[str, object, str]] = {
     "score in words": ("score", "high", "bad_row"),
     "naive time": ("produced_at", "2026-03-30T08:00:00", "naive_time"),
     "no time": ("produced_at", "Monday", "bad_time"),
+    "naive time of truth": ("labelled_at", "2026-03-31T08:00:00", "naive_time"),
+    "truth of tomorrow": ("labelled_at", "2026-04-07T08:00:00Z", "bad_time"),
     "unknown class": ("label", "maybe", "unknown_class"),
     "no patient": ("patient_key", "", "missing_value"),
     "no study": ("study_uid", "", "missing_value"),
@@ -440,7 +443,7 @@ def test_an_ingest_killed_at_any_moment_continues_to_exactly_the_same_rows(tmp_p
     process = start_ingest(killed.settings.directory, export)
     assert process.communicate(timeout=120)[0].splitlines()[-1] == "finished"
     found = dump(killed.settings.directory)
-    for table in ("batches", "predictions", "quarantine"):
+    for table in ("batches", "predictions", "labels", "quarantine"):
         assert found[table] == wanted[table]
     (summary,) = killed.records.batches("m")
     assert asdict(summary) == asdict(undisturbed.records.batches("m")[0])
@@ -461,3 +464,50 @@ def test_two_processes_that_take_in_the_same_export_at_once_share_the_work(tmp_p
     assert counts(summary) == (60, 0, 0, 0)
     assert len(ward.records.load_cohort("m")) == 60
     assert ward.records.verify_events().ok
+
+
+# ---- an export that was read to its end
+
+
+def reads(ward: Ward, path: Path) -> tuple[bool, tuple[int, int, int, int]]:
+    """Ingest, and say whether rows were read for it."""
+    told: list[str] = []
+    token = current_progress.set(lambda what, done, total: told.append(what))
+    summary = counts(ingest(ward, path))
+    current_progress.reset(token)
+    return bool(told), summary
+
+
+def test_what_was_read_to_its_end_is_not_read_again(ward: Ward, tmp_path: Path) -> None:
+    path = save(rows_of(6, image=write_images(tmp_path / "images", 6)), tmp_path / "week.csv")
+    ingest(ward, path)
+    shutil.copy(path, tmp_path / "same.csv")
+    assert reads(ward, path) == reads(ward, tmp_path / "same.csv") == (False, (0, 6, 0, 0))
+    assert [counts(batch) for batch in ward.records.batches("m")] == [(6, 0, 0, 0)]
+
+
+def test_features_that_were_lost_are_computed_again(ward: Ward, tmp_path: Path) -> None:
+    frame = rows_of(6, image=write_images(tmp_path / "images", 6))
+    path, all_known = save(frame, tmp_path / "week.csv"), save(frame[::-1], tmp_path / "again.csv")
+    for one in (path, all_known):
+        ingest(ward, one)
+        shutil.rmtree(ward.features_of("m").directory)
+        assert reads(open_ward(ward.settings.directory), one) == (True, (0, 6, 0, 0))
+        assert not ward.features_of("m").missing(ward.records.images("m"))
+
+
+def test_rows_that_were_refused_are_tried_again(ward: Ward, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", 3)
+    (tmp_path / "images" / "2.png").rename(tmp_path / "late.png")
+    path = save(rows_of(3, image=images), tmp_path / "week.csv")
+    assert counts(ingest(ward, path)) == (2, 0, 0, 1)
+    (tmp_path / "late.png").rename(tmp_path / "images" / "2.png")
+    assert reads(ward, path) == (True, (1, 2, 0, 0))
+
+
+def test_attributes_that_were_added_to_the_settings_are_looked_for(ward: Ward, tmp_path: Path) -> None:
+    path = save(rows_of(3, sex=["F", "M", "F"]), tmp_path / "week.csv")
+    ingest(ward, path)
+    file = ward.settings.directory / "wardround.toml"
+    file.write_text(file.read_text().replace('["site", "age"]', '["site", "age", "sex"]'))
+    assert reads(open_ward(ward.settings.directory), path) == (True, (0, 0, 3, 0))

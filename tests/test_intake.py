@@ -26,7 +26,7 @@ from registry.settings import ModelSettings
 
 AT = datetime(2026, 3, 30, 6, tzinfo=UTC)
 SETTINGS = ModelSettings(attributes=("site", "age"), numeric_attributes=("age",))
-TABLES = ("models", "batches", "predictions", "quarantine", "events", "meta")
+TABLES = ("models", "batches", "predictions", "labels", "quarantine", "events", "meta")
 BAD = QuarantinedRow(line=7, reason="bad_row", detail="x", content="y")
 
 
@@ -328,10 +328,10 @@ COMMON = """
 
     at = datetime(2026, 3, 30, tzinfo=UTC)
 
-    def prediction(i, score=0.5):
+    def prediction(i, score=0.5, label=None):
         moment = at + timedelta(minutes=i)
         return Prediction(
-            model="m", study_uid=f"s{i}", patient_key="p", produced_at=moment, scores=(score,), labels=(None,)
+            model="m", study_uid=f"s{i}", patient_key="p", produced_at=moment, scores=(score,), labels=(label,)
         )
 """
 MANIFEST = """
@@ -381,6 +381,7 @@ DYING = """
             lambda: records.begin_batch("m", "a.csv", "hash", at),
             lambda: records.add_predictions(1, [prediction(1), prediction(2), prediction(1, 0.9)], at, lines=[2, 3, 4]),
             lambda: records.add_predictions(1, [prediction(3), prediction(3)], at, lines=[5, 6]),
+            lambda: records.add_predictions(1, [prediction(1, label=1), prediction(4, label=0)], at, lines=[7, 8]),
             lambda: records.quarantine(1, [QuarantinedRow(line=9, reason="bad", detail="", content="")], at),
             lambda: records.finish_batch(1, at),
         ]
@@ -456,7 +457,7 @@ def test_killed_before_any_statement_it_is_before_or_after_a_step_and_goes_on(tm
     assert process.returncode == 0
     assert kills > 40
     states = [dump(state) for state in sorted(tmp_path.glob("state*.db"))]
-    assert len(states) == 7
+    assert len(states) == 8
     reached = []
     for k in range(1, kills + 1):
         killed, resumed = tmp_path / f"killed{k:03d}.db", tmp_path / f"resumed{k:03d}.db"
@@ -466,7 +467,7 @@ def test_killed_before_any_statement_it_is_before_or_after_a_step_and_goes_on(tm
         with closing(open_records(f"sqlite:///{resumed}")) as records:
             assert records.verify_events().ok
     assert all(before <= after for before, after in itertools.pairwise(reached))
-    assert set(reached) >= set(range(6))
+    assert set(reached) >= set(range(7))
 
 
 @pytest.mark.fault

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from flows.command_line import application
 from flows.ingesting import ingest_export
 from flows.simulating import ask_for, describe, read_scenario, simulate
+from flows.sources import SourceError
 from flows.studies import read_export_studies, read_ward_studies
 from flows.ward import StepRefused, Ward, load_role, open_ward, score_with
 from flows.watching import watch
@@ -104,7 +105,7 @@ def rehearse(small: Any, out: Path, *options: object) -> tuple[Any, Any]:
     words = ("--from-export", small.export(0), "--out", out, "--dir", small.directory, "--json")
     told = json.loads(call("simulate", *options, *words).stdout)
     copy = shutil.copytree(small.directory, out.parent / f"{out.name}-ward")
-    taken = json.loads(call("ingest", told["export"], "--dir", copy, "--json").stdout)
+    taken = json.loads(call("ingest", told["export"], "--dir", copy, "--rehearsal", "--json").stdout)
     assert (taken["received"], taken["accepted"]) == (told["studies"], told["studies"])
     return told, watch(open_ward(copy), small.model, small.weeks[0], at=AT)
 
@@ -187,7 +188,7 @@ def test_ingest_accepts_every_row_of_every_change(task: str, name: str, tmp_path
     asked = {"case_mix": {"attribute": "age", "value": "60"}, "missing_attribute": {"attribute": "site"}}.get(name, {})
     studies = read_export_studies(ward, "m", source, images=True)
     done = simulate(ward, "m", studies, ask_for([f"{name}=0.7"], asked, seed=3), tmp_path / "out")
-    taken = ingest_export(done.export, model="m", ward=ward_in(tmp_path / "copy", task), at=AT)
+    taken = ingest_export(done.export, model="m", ward=ward_in(tmp_path / "copy", task), at=AT, rehearsal=True)
     assert (taken.received, taken.accepted) == (done.studies, done.studies)
 
 
@@ -221,7 +222,7 @@ def test_a_changed_image_is_stored_as_the_archive_stores_it(tmp_path: Path) -> N
             assert np.asarray(after).mean() < np.asarray(before).mean() - 10
     with Image.open(written[3]) as after:
         assert (after.size, after.mode) == ((128, 128), "L")
-    assert ingest_export(done.export, model="m", ward=ward, at=AT).accepted == 4
+    assert ingest_export(done.export, model="m", ward=ward, at=AT, rehearsal=True).accepted == 4
     unchanged = simulate(ward, "m", studies, ask_for(["blur=0"], {}), tmp_path / "same")
     same = [tmp_path / "same" / name for name in pd.read_csv(unchanged.export)["image"]]
     assert [path.read_bytes() for path in same] == [(tmp_path / "a" / name).read_bytes() for name in names]
@@ -333,3 +334,35 @@ def test_studies_without_an_image_are_left_out_where_others_have_one(tmp_path: P
     studies = read_ward_studies(ward, "m", window=None, folder=None, images=True)
     assert (len(studies.cohort), studies.left_out) == (4, 2)
     assert len(read_ward_studies(ward, "m", window=None, folder=None, images=False).cohort) == 6
+
+
+# ---- never into the ward that watches real patients
+
+
+def test_a_simulated_export_is_refused_until_the_ward_is_a_rehearsal(tmp_path: Path) -> None:
+    home = tmp_path / "ward"
+    ward = ward_in(home)
+    real = save(rows_of(4), tmp_path / "a" / "week.csv")
+    ingest_export(real, model="m", ward=ward, at=AT)
+    studies = read_export_studies(ward, "m", real, images=False)
+    planted = simulate(ward, "m", studies, ask_for(["score_offset"], {}), tmp_path / "out").export
+    told = call("ingest", planted, "--dir", home, code=2).stderr
+    assert "line 2: the study is simulated" in told
+    assert "into a copy of the ward with --rehearsal, which marks the copy for ever" in told
+    mixed = tmp_path / "mixed.csv"
+    pd.concat([rows_of(3), pd.read_csv(planted)]).to_csv(mixed, index=False)
+    with pytest.raises(SourceError, match=r"mixed\.csv, line 5: the study is simulated"):
+        ingest_export(mixed, model="m", ward=ward, at=AT)
+    assert len(ward.records.load_cohort("m")) == 4
+    assert not ward.records.is_rehearsal
+
+    copy = tmp_path / "copy"
+    shutil.copytree(home, copy)
+    for flags in (["--rehearsal"], [], ["--rehearsal"]):
+        call("ingest", planted, "--dir", copy, *flags)
+    records = open_ward(copy).records
+    assert records.is_rehearsal
+    assert len(records.load_cohort("m")) == 8
+    assert len(records.events(kind="ward.rehearsal")) == 1
+    assert "a rehearsal" in call("status", "--dir", copy).stdout
+    assert "a rehearsal" not in call("status", "--dir", home).stdout
