@@ -88,4 +88,4 @@ def _variance(influences: Floats, answers: Answers) -> float:
 
 
 def _fewest(answers: Answers) -> int:
-    return min(answers.carrying(side).count_patients() for side in (Basis.POSITIVE, Basis.NEGATIVE))
+    return min(answers.count_patients(side) for side in (Basis.POSITIVE, Basis.NEGATIVE))

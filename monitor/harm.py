@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +13,14 @@ from scipy.stats import norm
 from monitor.assumptions import check_assumptions
 from monitor.calibration import fit_platt
 from monitor.cohorts import Cohort, Window
-from monitor.expected import measure_expected, measure_known
+from monitor.expected import (
+    Expected,
+    Ordered,
+    measure_alikeness,
+    measure_expected,
+    measure_known,
+    vary_from_truth,
+)
 from monitor.intervals import Difference, Estimate, Floats, Form, Measured, draw_both
 from monitor.measures import Answers, Basis, answers_of, describe, estimate
 from monitor.policies import DriftPolicy
@@ -25,7 +33,10 @@ MINIMUM_EACH_CLASS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Compared:
-    """One measure before and now, and what was lost between."""
+    """One measure before and now, and what was lost between.
+
+    The error of an estimate ``now`` is that about what the labels of the same studies will show.
+    """
 
     before: Estimate
     now: Estimate
@@ -57,7 +68,8 @@ def measure_harm(
     for before, now in zip(answers_of(reference, first), answers_of(current, second), strict=True):
         realised = compare_realised(before, now, counts, policy.minimum_patients)
         estimated = compare_estimated(before, now, counts.shape[1], policy.minimum_patients)
-        doubts[now.finding] = check_assumptions(before, now, _differences(realised, estimated))
+        labelled = now.count_studies(Basis.LABELLED) / max(len(now.scores), 1)
+        doubts[now.finding] = check_assumptions(before, now, _differences(realised, estimated, labelled))
         for name in HARM_MEASURES:
             harms.append((name, now.finding, Source.REALISED, realised[name], 0.0))
             error = past_error(history, name, now.finding)
@@ -78,14 +90,17 @@ def _levels(
     return policy.level, 1 - (1 - policy.level) / max(measured, 1)
 
 
-def _differences(realised: Mapping[str, Compared], estimated: Mapping[str, Compared]) -> dict[str, tuple[float, float]]:
+def _differences(
+    realised: Mapping[str, Compared], estimated: Mapping[str, Compared], labelled: float
+) -> dict[str, tuple[float, float]]:
     """Give, where both are known, what labels show beyond the estimate, with its standard error."""
     found: dict[str, tuple[float, float]] = {}
     for name in HARM_MEASURES:
         truth, guess = realised[name], estimated[name]
-        if truth.loss.value is not None and guess.loss.value is not None:
-            variance = sum(side.spread**2 for side in (truth.before, truth.now, guess.now))
-            found[name] = truth.loss.value - guess.loss.value, float(np.sqrt(variance))
+        if truth.now.value is not None and guess.now.value is not None:
+            # labels of some studies only: how these differ from all is luck of its own
+            variance = guess.now.spread**2 + (1 - labelled) * truth.now.spread**2
+            found[name] = guess.now.value - truth.now.value, math.sqrt(variance)
     return found
 
 
@@ -104,7 +119,7 @@ def compare_realised(
 ) -> dict[str, Compared]:
     """Compare the measures of one finding by the labels of both sides."""
     before, now = (estimate(answers, HARM_MEASURES, counts) for answers in (reference, current))
-    patients = current.carrying(Basis.LABELLED).count_patients()
+    patients = current.count_patients(Basis.LABELLED)
     if 0 < patients < minimum_patients:
         reason = f"{patients} labelled patients, {minimum_patients} are needed"
         now = {name: _absent(figure, reason) for name, figure in now.items()}
@@ -127,37 +142,40 @@ def compare_estimated(
     reason = _explain_impossible(known, current, minimum_patients)
     if reason:
         return {name: _impossible(known, name, reason) for name in HARM_MEASURES}
-    fit = fit_platt(known.scores, known.labels)
-    compared: dict[str, Compared] = {}
-    sides = [measure_expected(side, HARM_MEASURES, fit, known, patients) for side in (known, current)]
-    answered = current.count_patients()
-    for name in HARM_MEASURES:
-        realised = measure_known(known, name, patients)
-        before, now = (side[name] for side in sides)
-        figure = describe(known, name, realised.value)
-        fewest = min(figure.patients, answered)
-        expected = [
-            replace(
-                figure,
-                value=side.value,
-                form=Form.LOGIT,
-                studies=len(current.scores),
-                patients=fewest,
-                standard_error=side.standard_error,
-            )
-            for side in (before, now)
-        ]
-        shown = realised - (before - now)
-        compared[name] = Compared(
-            before=replace(figure, standard_error=realised.standard_error),
-            now=replace(expected[1], value=min(max(shown.value, 0.0), 1.0), standard_error=shown.standard_error),
-            loss=Difference(first=expected[0], second=expected[1], correlation=before.correlation(now)),
-        )
-    return compared
+    fit, ordered = fit_platt(known.scores, known.labels), Ordered.of(known)
+    realised = measure_known(ordered, HARM_MEASURES, patients)
+    before = measure_expected(ordered, HARM_MEASURES, fit, known, patients)
+    alike = measure_alikeness(known, fit)
+    now = measure_expected(Ordered.of(current), HARM_MEASURES, fit, known, patients, alike=alike)
+    return {
+        name: _foresee(describe(known, name, realised[name].value), realised[name], before[name], now[name], current)
+        for name in HARM_MEASURES
+    }
+
+
+def _foresee(figure: Estimate, realised: Expected, before: Expected, now: Expected, current: Answers) -> Compared:
+    """Set an estimated figure beside the reference's, with two errors: about the population, and about labels to come.
+
+    The loss is about the population, by both sides' expectations; the figure now is about the labels of these studies.
+    """
+    if figure.value is None:
+        return Compared(before=figure, now=figure, loss=figure)
+    seen = replace(figure, studies=len(current.scores), patients=min(figure.patients, current.count_patients()))
+    first, second = (
+        replace(seen, value=side.value, form=Form.LOGIT, standard_error=side.standard_error) for side in (before, now)
+    )
+    shown = figure.value - (before.value - now.value)
+    error = float(np.sqrt(vary_from_truth(realised, before, now)))
+    return Compared(
+        before=figure,
+        now=replace(seen, value=min(max(shown, 0.0), 1.0), form=Form.NORMAL, standard_error=error),
+        loss=Difference(first=first, second=second, correlation=before.correlation(now)),
+    )
 
 
 def _impossible(known: Answers, name: str, reason: str) -> Compared:
-    figure = describe(known, name, measure_known(known, name, int(known.patients.max(initial=0)) + 1).value)
+    patients = int(known.patients.max(initial=0)) + 1
+    figure = describe(known, name, measure_known(Ordered.of(known), (name,), patients)[name].value)
     absent = _absent(figure, reason)
     return Compared(before=figure, now=absent, loss=absent)
 
@@ -168,7 +186,7 @@ def _absent(figure: Estimate, reason: str) -> Estimate:
 
 def _explain_impossible(reference: Answers, current: Answers, minimum_patients: int) -> str:
     for side in (Basis.POSITIVE, Basis.NEGATIVE):
-        patients = reference.carrying(side).count_patients()
+        patients = reference.count_patients(side)
         if patients < MINIMUM_EACH_CLASS:
             return (
                 f"scores cannot be calibrated: {patients} labelled {side} patients in the reference, "
@@ -191,20 +209,25 @@ def _write(  # noqa: PLR0913 - a row of a table
 ) -> Harm:
     """Write a loss down; ``levels`` are that of the interval shown and the stricter one at which a loss is sure."""
     (low, high), (least, most) = (_widen(compared.loss, level, error) for level in levels)
-    estimated = source is Source.ESTIMATED and compared.loss.value is not None
+    estimated, now = source is Source.ESTIMATED and compared.loss.value is not None, compared.now
+    spread = None if now.value is None else now.spread
+    bounds = now.interval(levels[0]) if not estimated else _reach(now, levels[0], error)
     return Harm(
         window=window,
         metric=name,
         finding=finding,
         source=source,
         reference=compared.before.value,
-        current=compared.now.value,
+        current=now.value,
+        current_low=bounds[0],
+        current_high=bounds[1],
+        current_error=spread,
         loss=compared.loss.value,
         low=low,
         high=high,
         level=levels[0],
         sure=least is not None and least > 0,
-        n=compared.now.studies,
+        n=now.studies,
         reason=_say(compared, least, most, source),
         past_error=error,
         assumptions=doubts[finding] if estimated else (),
@@ -218,6 +241,12 @@ def _widen(loss: Measured, level: float, error: float) -> tuple[float | None, fl
         return low, high
     reach = float(norm.ppf(0.5 + level / 2)) * error
     return loss.value - float(np.hypot(loss.value - low, reach)), loss.value + float(np.hypot(high - loss.value, reach))
+
+
+def _reach(now: Estimate, level: float, error: float) -> tuple[float | None, float | None]:
+    """Bound the figure that labels will show, past error included."""
+    low, high = replace(now, standard_error=math.hypot(now.spread, error)).interval(level)
+    return (None, None) if low is None or high is None else (max(low, 0.0), min(high, 1.0))
 
 
 def _say(compared: Compared, low: float | None, high: float | None, source: Source) -> str:

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
 
 from monitor.cohorts import Window
-from monitor.results import Harm, Source, WindowReport
+from monitor.results import Source, WindowReport
 
 LEAST_WINDOWS = 3
 """Fewer past errors say nothing about the next one."""
@@ -55,14 +54,14 @@ def past_error(history: Sequence[EstimationError], metric: str, finding: str) ->
 
 def _reconcile_one(report: WindowReport) -> Iterable[EstimationError]:
     realised = {(h.metric, h.finding): h for h in report.harms if h.source is Source.REALISED}
+    lacking = 1 - report.n_labelled / max(report.n, 1)
     for estimated in report.harms:
         truth = realised.get((estimated.metric, estimated.finding))
         if estimated.source is not Source.ESTIMATED or truth is None:
             continue
         if estimated.current is None or truth.current is None:
             continue
-        variances = _variance(estimated), _variance(truth)
-        if variances[0] is None or variances[1] is None:
+        if estimated.current_error is None or truth.current_error is None:
             continue
         yield EstimationError(
             window=report.window,
@@ -71,14 +70,7 @@ def _reconcile_one(report: WindowReport) -> Iterable[EstimationError]:
             estimated=estimated.current,
             realised=truth.current,
             error=estimated.current - truth.current,
-            variance=variances[0] + variances[1],
+            # labels of some studies only: how these differ from all is luck of its own
+            variance=estimated.current_error**2 + lacking * truth.current_error**2,
             n=truth.n,
         )
-
-
-def _variance(harm: Harm) -> float | None:
-    """Recover a sampling variance from an interval of a loss; None without one."""
-    if harm.low is None or harm.high is None:
-        return None
-    error = (harm.high - harm.low) / (2 * float(norm.ppf(0.5 + harm.level / 2)))
-    return max(error**2 - harm.past_error**2, 0.0)

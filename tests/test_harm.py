@@ -35,11 +35,15 @@ def make_cohort(scores, labels, *, task=Task.BINARY, classes=("healthy", "tumour
     )
 
 
-def sample(rng, patients, *, center=-0.5, spread=1.6, images=1, first=0, labelled=True) -> Cohort:
-    """Draw patients whose score is their true chance of a finding: a calibrated model by construction."""
+def sample(rng, patients, *, center=-0.5, spread=1.6, images=1, first=0, labelled=True, shared=False) -> Cohort:
+    """Draw patients whose score is their true chance of a finding: a calibrated model by construction.
+
+    ``shared``: one luck decides all labels of a patient.
+    """
     owner = np.repeat(np.arange(patients), images)
     evidence = rng.normal(center, spread, patients)[owner] + rng.normal(0, 0.5, len(owner))
-    labels = (rng.random(len(owner)) < expit(evidence)).astype(float)
+    luck = rng.random(patients)[owner] if shared else rng.random(len(owner))
+    labels = (luck < expit(evidence)).astype(float)
     keys = [f"p{first + i}" for i in owner]
     return make_cohort(expit(evidence), labels if labelled else np.full(len(owner), np.nan), patients=keys, first=first)
 
@@ -66,6 +70,7 @@ def test_realised_loss_is_reference_minus_current():
         assert harm.loss == harm.reference - harm.current
         assert harm.low < harm.loss < harm.high
         assert harm.n == now.metric(name).n
+        assert harm.current_low < harm.current < harm.current_high
         assert harm.window == WEEK
     assert one(harms, Source.ESTIMATED).n == 60
 
@@ -172,6 +177,55 @@ def test_both_kinds_of_harm_cover_the_true_loss_of_a_harder_case_mix():
     assert min(covered.values()) >= binom.ppf(1e-4, runs, 0.93), covered
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "more"),
+    [
+        ((150, {}), (120, {}), {}),
+        ((150, {"images": 2}), (40, {"images": 3, "spread": 0.8}), {}),
+        ((150, {"images": 3}), (40, {"images": 3}), {"shared": True}),
+        ((300, {"center": -1, "spread": 5}), (60, {"center": -1, "spread": 5}), {}),
+    ],
+    ids=["one study a patient", "harder, several studies a patient", "one label a patient", "a model near 1"],
+)
+def test_the_interval_of_an_estimate_holds_what_labels_then_show(before, now, more):
+    rng, runs = np.random.default_rng(14), 100
+    quick, covered = DriftPolicy(resamples=100), dict.fromkeys(HARM_MEASURES, 0)
+    for seed in range(runs):
+        reference, current = (
+            sample(rng, before[0], **before[1], **more),
+            sample(rng, now[0], **now[1], **more, first=1000),
+        )
+        harms = measure(reference, current, seed, quick)
+        for name in HARM_MEASURES:
+            guess = one(harms, Source.ESTIMATED, name)
+            covered[name] += guess.current_low <= one(harms, Source.REALISED, name).current <= guess.current_high
+    for count in covered.values():
+        assert binom.ppf(1e-4, runs, 0.93) <= count <= binom.ppf(1 - 1e-4, runs, 0.99), covered
+
+
+def test_the_estimate_of_many_classes_and_findings_is_held_against_each_finding():
+    rng, runs, covered = np.random.default_rng(15), 60, 0
+    for seed in range(runs):
+        sides = []
+        for first, n in ((0, 200), (1000, 100)):
+            chances = rng.dirichlet(np.ones(3), n)
+            sides.append(
+                make_cohort(
+                    chances,
+                    [rng.choice(3, p=p) for p in chances],
+                    task=Task.MULTI_CLASS,
+                    classes=("a", "b", "c"),
+                    first=first,
+                )
+            )
+        harms = measure(*sides, seed, DriftPolicy(resamples=100))
+        for finding in ("a", "b", "c"):
+            for name in HARM_MEASURES:
+                guess, truth = (one(harms, source, name, finding) for source in (Source.ESTIMATED, Source.REALISED))
+                covered += guess.current_low <= truth.current <= guess.current_high
+    assert 0.92 <= covered / (12 * runs) <= 0.99
+
+
 def test_a_window_without_change_is_called_surely_worse_as_rarely_as_promised():
     """Over all four figures together at most (1 - level) / 2; with few without the finding, as in a small hospital."""
     windows, alarms, single = 400, 0, 0
@@ -247,6 +301,8 @@ def test_past_errors_widen_an_estimate_and_leave_the_realised_loss_alone():
     )
     key = (Source.ESTIMATED, "auroc")
     assert wide[key].past_error == pytest.approx(0.1)
+    assert wide[key].current_error == plain[key].current_error
+    assert wide[key].current_low < plain[key].current_low - 0.05
     reach = [(harm.high - harm.loss) for harm in (plain[key], wide[key])]
     assert reach[1] == pytest.approx(np.hypot(reach[0], 1.959964 * 0.1), rel=1e-6)
     assert {k: h for k, h in wide.items() if k != key} == {k: h for k, h in plain.items() if k != key}
