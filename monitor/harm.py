@@ -24,7 +24,7 @@ from monitor.expected import (
 from monitor.intervals import Difference, Estimate, Floats, Form, Measured, draw_both
 from monitor.measures import Answers, Basis, answers_of, describe, estimate
 from monitor.policies import DriftPolicy
-from monitor.reconciliation import EstimationError, past_error
+from monitor.reconciliation import EstimationError, PastError, past_error
 from monitor.results import Harm, Source
 
 HARM_MEASURES = ("auroc", "sensitivity", "specificity", "accuracy")
@@ -63,7 +63,7 @@ def measure_harm(
     that does not seem to hold.
     """
     counts, first, second = draw_both(reference.patient_key, current.patient_key, policy.resamples, generator)
-    harms: list[tuple[str, str, Source, Compared, float]] = []
+    harms: list[tuple[str, str, Source, Compared, PastError]] = []
     doubts: dict[str, tuple[str, ...]] = {}
     for before, now in zip(answers_of(reference, first), answers_of(current, second), strict=True):
         realised = compare_realised(before, now, counts, policy.minimum_patients)
@@ -71,9 +71,8 @@ def measure_harm(
         labelled = now.count_studies(Basis.LABELLED) / max(len(now.scores), 1)
         doubts[now.finding] = check_assumptions(before, now, _differences(realised, estimated, labelled))
         for name in HARM_MEASURES:
-            harms.append((name, now.finding, Source.REALISED, realised[name], 0.0))
-            error = past_error(history, name, now.finding)
-            harms.append((name, now.finding, Source.ESTIMATED, estimated[name], error))
+            harms.append((name, now.finding, Source.REALISED, realised[name], PastError()))
+            harms.append((name, now.finding, Source.ESTIMATED, estimated[name], past_error(history, name, now.finding)))
     return tuple(
         _write(*harm, window=window, levels=_levels(harms, source, policy), doubts=doubts)
         for source in Source
@@ -83,7 +82,7 @@ def measure_harm(
 
 
 def _levels(
-    harms: Sequence[tuple[str, str, Source, Compared, float]], source: Source, policy: DriftPolicy
+    harms: Sequence[tuple[str, str, Source, Compared, PastError]], source: Source, policy: DriftPolicy
 ) -> tuple[float, float]:
     """Give the level of the interval shown, and the stricter one at which a loss is sure."""
     measured = sum(compared.loss.value is not None for _, _, whence, compared, _ in harms if whence is source)
@@ -201,14 +200,14 @@ def _write(  # noqa: PLR0913 - a row of a table
     finding: str,
     source: Source,
     compared: Compared,
-    error: float,
+    error: PastError,
     *,
     window: Window,
     levels: tuple[float, float],
     doubts: Mapping[str, tuple[str, ...]],
 ) -> Harm:
     """Write a loss down; ``levels`` are that of the interval shown and the stricter one at which a loss is sure."""
-    (low, high), (least, most) = (_widen(compared.loss, level, error) for level in levels)
+    (low, high), (least, most) = (_widen(compared.loss, level, error.size) for level in levels)
     estimated, now = source is Source.ESTIMATED and compared.loss.value is not None, compared.now
     spread = None if now.value is None else now.spread
     bounds = now.interval(levels[0]) if not estimated else _reach(now, levels[0], error)
@@ -229,7 +228,7 @@ def _write(  # noqa: PLR0913 - a row of a table
         sure=least is not None and least > 0,
         n=now.studies,
         reason=_say(compared, least, most, source),
-        past_error=error,
+        past_error=error.size,
         assumptions=doubts[finding] if estimated else (),
     )
 
@@ -243,9 +242,14 @@ def _widen(loss: Measured, level: float, error: float) -> tuple[float | None, fl
     return loss.value - float(np.hypot(loss.value - low, reach)), loss.value + float(np.hypot(high - loss.value, reach))
 
 
-def _reach(now: Estimate, level: float, error: float) -> tuple[float | None, float | None]:
-    """Bound the figure that labels will show, past error included."""
-    low, high = replace(now, standard_error=math.hypot(now.spread, error)).interval(level)
+def _reach(now: Estimate, level: float, error: PastError) -> tuple[float | None, float | None]:
+    """Bound the figure that labels will show, past error included.
+
+    Where there are past errors they are what is known of its spread: Student's t has as many degrees of freedom (as in
+    the prediction intervals of Higgins, Thompson and Spiegelhalter 2009).
+    """
+    known = min(now.patients, error.windows + 1) if error.windows else now.patients
+    low, high = replace(now, standard_error=math.hypot(now.spread, error.size), patients=known).interval(level)
     return (None, None) if low is None or high is None else (max(low, 0.0), min(high, 1.0))
 
 

@@ -32,6 +32,14 @@ class EstimationError:
     n: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PastError:
+    """The standard deviation ``size`` of an estimator's own error, and the windows it was found in; 0 and 0: unknown."""
+
+    size: float = 0.0
+    windows: int = 0
+
+
 def reconcile(reports: Iterable[WindowReport]) -> tuple[EstimationError, ...]:
     """Hold every estimated figure of some windows against the realised one, where both exist; in order of windows."""
     return tuple(
@@ -39,17 +47,17 @@ def reconcile(reports: Iterable[WindowReport]) -> tuple[EstimationError, ...]:
     )
 
 
-def past_error(history: Sequence[EstimationError], metric: str, finding: str) -> float:
-    """Give the standard deviation of an estimator's own error, beyond what sampling explains; 0 without history.
+def past_error(history: Sequence[EstimationError], metric: str, finding: str) -> PastError:
+    """Measure an estimator's own error, beyond what sampling explains.
 
     The mean squared error less the mean sampling variance, not below 0 (a method of moments for the variance
-    between studies, as in DerSimonian and Laird 1986). Fewer than ``LEAST_WINDOWS`` errors give 0.
+    between studies, as in DerSimonian and Laird 1986). Fewer than ``LEAST_WINDOWS`` errors say nothing.
     """
     mine = [error for error in history if (error.metric, error.finding) == (metric, finding)]
     if len(mine) < LEAST_WINDOWS:
-        return 0.0
+        return PastError()
     excess = float(np.mean([error.error**2 - error.variance for error in mine]))
-    return math.sqrt(max(excess, 0.0))
+    return PastError(size=math.sqrt(max(excess, 0.0)), windows=len(mine))
 
 
 def _reconcile_one(report: WindowReport) -> Iterable[EstimationError]:
