@@ -10,8 +10,8 @@ import numpy as np
 from numpy.random import Generator
 from scipy.stats import norm
 
-from monitor.assumptions import check_assumptions
-from monitor.calibration import fit_platt
+from monitor.assumptions import check_assumptions, tell_unseen_images
+from monitor.calibration import LogisticFit, fit_platt
 from monitor.cohorts import Cohort, Window
 from monitor.expected import (
     Expected,
@@ -55,21 +55,24 @@ def measure_harm(
     """Measure what each finding lost since the reference: AUROC, sensitivity, specificity and accuracy.
 
     First as realised by the labels of the window, then as estimated without them. Loss is reference
-    minus current; its interval counts patients, those seen on both sides together, and for an estimate also what
-    the estimator's errors in ``history`` were beyond sampling; it is about the loss in the population, and leaves out
-    by how much the labels of these few studies will differ from it. A loss is sure where its interval lies above 0 also
-    at the level that all losses of a source share (Bonferroni). A row that cannot be computed stays, with its reason.
-    ``n`` counts the studies the current figure rests on; ``assumptions`` names what an estimate rests on and
-    that does not seem to hold.
+    minus current; its interval is about the loss in the population, and counts patients, those seen on both sides
+    together. A loss is sure where its interval lies above 0 also at the level that all losses of a source share
+    (Bonferroni). The interval of an estimated current figure is another: it says where the labels of these studies will
+    put it once they come, with the scatter of the labels themselves. One interval for both would hide nearly every
+    loss, as a hundred labels scatter more than what is estimated. Both contain what the estimator's errors in
+    ``history`` were beyond sampling. A row that cannot be computed stays, with its reason. ``n`` counts the studies
+    the current figure rests on; ``assumptions`` names what an estimate rests on and that does not seem to hold.
     """
     counts, first, second = draw_both(reference.patient_key, current.patient_key, policy.resamples, generator)
     harms: list[tuple[str, str, Source, Compared, PastError]] = []
     doubts: dict[str, tuple[str, ...]] = {}
+    unseen = tell_unseen_images(reference, current, generator.spawn(1)[0])
     for before, now in zip(answers_of(reference, first), answers_of(current, second), strict=True):
         realised = compare_realised(before, now, counts, policy.minimum_patients)
-        estimated = compare_estimated(before, now, counts.shape[1], policy.minimum_patients)
+        estimated, fit = compare_estimated(before, now, counts.shape[1], policy.minimum_patients)
         labelled = now.count_studies(Basis.LABELLED) / max(len(now.scores), 1)
-        doubts[now.finding] = check_assumptions(before, now, _differences(realised, estimated, labelled))
+        found = check_assumptions(before, now, _differences(realised, estimated, labelled), fit)
+        doubts[now.finding] = (unseen, *found) if unseen else found
         for name in HARM_MEASURES:
             harms.append((name, now.finding, Source.REALISED, realised[name], PastError()))
             harms.append((name, now.finding, Source.ESTIMATED, estimated[name], past_error(history, name, now.finding)))
@@ -130,8 +133,8 @@ def compare_realised(
 
 def compare_estimated(
     reference: Answers, current: Answers, patients: int, minimum_patients: int
-) -> dict[str, Compared]:
-    """Compare the measures of one finding without the labels of the window.
+) -> tuple[dict[str, Compared], LogisticFit | None]:
+    """Compare the measures of one finding without the labels of the window; also the calibration this rests on.
 
     Each score becomes the chance of a positive by Platt scaling on the labelled reference, and every measure its
     expectation over those chances (``monitor.expected``). The same estimate on the reference itself gives the loss,
@@ -140,7 +143,7 @@ def compare_estimated(
     known = reference.carrying(Basis.LABELLED)
     reason = _explain_impossible(known, current, minimum_patients)
     if reason:
-        return {name: _impossible(known, name, reason) for name in HARM_MEASURES}
+        return {name: _impossible(known, name, reason) for name in HARM_MEASURES}, None
     fit, ordered = fit_platt(known.scores, known.labels), Ordered.of(known)
     realised = measure_known(ordered, HARM_MEASURES, patients)
     before = measure_expected(ordered, HARM_MEASURES, fit, known, patients)
@@ -149,7 +152,7 @@ def compare_estimated(
     return {
         name: _foresee(describe(known, name, realised[name].value), realised[name], before[name], now[name], current)
         for name in HARM_MEASURES
-    }
+    }, fit
 
 
 def _foresee(figure: Estimate, realised: Expected, before: Expected, now: Expected, current: Answers) -> Compared:

@@ -34,7 +34,7 @@ class EstimationError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PastError:
-    """The standard deviation ``size`` of an estimator's own error, and the windows it was found in; 0 and 0: unknown."""
+    """The standard deviation ``size`` of an estimator's own error, and in how many windows it was found; 0: in none."""
 
     size: float = 0.0
     windows: int = 0

@@ -8,6 +8,7 @@ import pytest
 from scipy.special import expit
 from scipy.stats import binom
 
+from monitor.assumptions import tell_unseen_images
 from monitor.cohorts import Cohort, Window
 from monitor.harm import HARM_MEASURES, measure_harm
 from monitor.performance import auroc, evaluate
@@ -277,6 +278,49 @@ def test_quiet_windows_raise_doubts_as_rarely_as_promised():
         harms = measure(sample(rng, 200), sample(rng, 80, images=2, first=1000), seed)
         raised += bool(one(harms, Source.ESTIMATED).assumptions)
     assert raised <= binom.ppf(0.9999, windows, 3 * 0.01)
+
+
+def pictured(rng, patients, *, images=2, first=0, far=0, copies=False) -> Cohort:
+    """Draw patients with embeddings around each patient's own place; the first ``far`` lie elsewhere."""
+    cohort = sample(rng, patients, images=images, first=first)
+    places = rng.normal(size=(patients, 16)) + np.where(np.arange(patients) < far, 3.0, 0.0)[:, None]
+    values = places.repeat(images, axis=0) + 0.3 * rng.normal(size=(patients * images, 16))
+    return replace(cohort, embeddings=(np.ones_like(values) if copies else values).astype(np.float32))
+
+
+def test_images_unlike_any_of_the_reference_are_an_unseen_region_with_their_share():
+    rng = np.random.default_rng(16)
+    reference = pictured(rng, 150)
+    harms = measure(reference, pictured(rng, 50, first=1000, far=10), policy=DriftPolicy(resamples=100))
+    told = {harm.assumptions for harm in harms.values() if harm.source is Source.ESTIMATED}
+    ((words,),) = told
+    share = int(words.removeprefix("unseen region: ").split("%")[0])
+    assert 20 <= share <= 26
+    assert words.endswith("% of the patients have images unlike any that the reference showed")
+    assert all(harm.assumptions == () for harm in harms.values() if harm.source is Source.REALISED)
+
+
+@pytest.mark.parametrize("images", [1, 4])
+def test_unseen_images_are_named_as_rarely_as_promised_and_found_where_planted(images):
+    found = {0: 0, 6: 0}
+    runs = 200
+    for seed in range(runs):
+        for far in found:
+            rng = np.random.default_rng([17, seed, far])
+            sides = pictured(rng, 100, images=images), pictured(rng, 60, images=5 - images, first=1000, far=far)
+            found[far] += bool(tell_unseen_images(*sides, rng))
+    assert found[0] <= binom.ppf(0.9999, runs, 0.01)
+    assert found[6] >= binom.ppf(1e-4, runs, 0.9)
+
+
+def test_equal_images_returning_patients_and_few_patients_are_not_unseen():
+    rng = np.random.default_rng(18)
+    alike = pictured(rng, 60, copies=True), pictured(rng, 60, first=1000, copies=True)
+    reference = pictured(rng, 100)
+    assert tell_unseen_images(*alike, rng) == ""
+    assert tell_unseen_images(reference, reference, rng) == ""
+    assert tell_unseen_images(reference, pictured(rng, 19, first=1000, far=19), rng) == ""
+    assert tell_unseen_images(reference, sample(rng, 60, first=1000), rng) == ""
 
 
 def test_past_errors_widen_an_estimate_and_leave_the_realised_loss_alone():
