@@ -90,7 +90,9 @@ def _tell_unseen(reference: Answers, current: Answers) -> str:
     if not len(reference.scores) or not len(current.scores):
         return ""
     outside = (current.scores < reference.scores.min()) | (current.scores > reference.scores.max())
-    patients, n = len(np.unique(current.patients[outside])), current.count_patients()
+    # of a patient one study counts, for many have more chances to lie outside than the reference's patients had
+    alone = np.unique(current.patients, return_index=True)[1]
+    patients, n = int(np.count_nonzero(outside[alone])), len(alone)
     # what lies beyond the extremes of m patients has a Beta(2, m - 1) share of any distribution (Wilks 1941)
     m = max(reference.count_patients(), 2)
     if outside.mean() < LEAST_SHARE or betabinom.sf(patients - 1, n, 2, m - 1) > ALPHA:

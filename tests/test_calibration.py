@@ -60,6 +60,19 @@ def test_platt_scaling_uses_platts_targets():
     assert fit.apply(scores).sum() == pytest.approx(targets.sum(), abs=1e-6)
 
 
+@pytest.mark.parametrize("center", [-0.5, -9.0])
+def test_many_studies_are_fitted_to_the_same_maximum(center):
+    rng = np.random.default_rng(6)
+    scores = expit(rng.normal(center, 1.5, 60_000))
+    labels = (rng.random(60_000) < scores).astype(float)
+    fit = fit_platt(scores, labels)
+    yes = labels.sum()
+    targets = np.where(labels == 1, (yes + 1) / (yes + 2), 1 / (60_000 - yes + 2))
+    off = targets - fit.apply(scores)
+    assert off.sum() == pytest.approx(0, abs=1e-6)
+    assert off @ score_logit(scores) == pytest.approx(0, abs=1e-6)
+
+
 @pytest.mark.parametrize("scores", [np.r_[np.zeros(30), np.ones(30)], np.full(60, 0.7), np.r_[np.full(59, 1e-9), 1]])
 def test_platt_scaling_stays_finite_where_the_likelihood_has_no_maximum(scores):
     fit = fit_platt(scores, np.r_[np.zeros(30), np.ones(30)])

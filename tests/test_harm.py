@@ -204,23 +204,19 @@ def test_the_interval_of_an_estimate_holds_what_labels_then_show(before, now, mo
         assert binom.ppf(1e-4, runs, 0.93) <= count <= binom.ppf(1 - 1e-4, runs, 0.99), covered
 
 
-def test_the_estimate_of_many_classes_and_findings_is_held_against_each_finding():
-    rng, runs, covered = np.random.default_rng(15), 60, 0
+@pytest.mark.parametrize("task", [Task.MULTI_CLASS, Task.MULTI_LABEL])
+def test_the_interval_holds_what_labels_show_of_each_of_several_findings(task):
+    rng, runs, covered = np.random.default_rng(15), 50, 0
+    classes = ("a", "b", "c")
     for seed in range(runs):
         sides = []
         for first, n in ((0, 200), (1000, 100)):
             chances = rng.dirichlet(np.ones(3), n)
-            sides.append(
-                make_cohort(
-                    chances,
-                    [rng.choice(3, p=p) for p in chances],
-                    task=Task.MULTI_CLASS,
-                    classes=("a", "b", "c"),
-                    first=first,
-                )
-            )
+            drawn = rng.random((n, 3)) < chances
+            labels = drawn if task is Task.MULTI_LABEL else [rng.choice(3, p=p) for p in chances]
+            sides.append(make_cohort(chances, labels, task=task, classes=classes, first=first))
         harms = measure(*sides, seed, DriftPolicy(resamples=100))
-        for finding in ("a", "b", "c"):
+        for finding in classes:
             for name in HARM_MEASURES:
                 guess, truth = (one(harms, source, name, finding) for source in (Source.ESTIMATED, Source.REALISED))
                 covered += guess.current_low <= truth.current <= guess.current_high
@@ -321,6 +317,20 @@ def test_equal_images_returning_patients_and_few_patients_are_not_unseen():
     assert tell_unseen_images(reference, reference, rng) == ""
     assert tell_unseen_images(reference, pictured(rng, 19, first=1000, far=19), rng) == ""
     assert tell_unseen_images(reference, sample(rng, 60, first=1000), rng) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", [1, 3])
+def test_each_doubt_is_raised_in_quiet_windows_as_rarely_as_promised(images):
+    runs, raised = 400, dict.fromkeys(("unseen region", "calibration lost", "concept drift suspected"), 0)
+    for seed in range(runs):
+        rng = np.random.default_rng([19, seed])
+        harms = measure(sample(rng, 250), sample(rng, 100, images=images, first=1000), seed, DriftPolicy(resamples=100))
+        for words in one(harms, Source.ESTIMATED).assumptions:
+            raised[words.split(":")[0]] += 1
+    # of calibration two figures are tested
+    assert raised["calibration lost"] <= binom.ppf(0.9999, runs, 0.02)
+    assert max(raised["unseen region"], raised["concept drift suspected"]) <= binom.ppf(0.9999, runs, 0.01)
 
 
 def test_past_errors_widen_an_estimate_and_leave_the_realised_loss_alone():
