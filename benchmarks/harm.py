@@ -2,10 +2,14 @@
 
 Cohorts: tumour on real brain MRI embeddings (a linear probe; windows mix sources and prevalences anew), rejected scans
 by image-quality metrics at ABIDE's sites (a logistic regression; windows are drawn from sites it never saw), and
-simulated scores for speed alone. Both sides estimate the same windows from the same labelled reference, one study a
-patient. A window's error is estimated minus realised. Two coverages: of the realised figure by the interval that the
-product shows, which is about the loss in the population and leaves out the sampling error of the labels that came; and
-by that interval together with it. Met means 90 % or more; the wish is 90 to 99 %. NannyML runs with its defaults.
+simulated scores for speed alone. The patients are divided anew many times into those of the model, of the reference and
+of the windows, because windows of one division share its reference's luck. Both sides estimate the same windows
+from the same labelled reference, one study a patient. A window's error is estimated minus realised.
+
+The mean absolute error is met where it is no worse than the peer's beyond sampling error: the target is lowered by half
+of the 95 % interval (Student's t over divisions) of the difference, which is told. Coverage counts the windows whose
+realised figure lies in the interval that the product shows around the estimate, with the errors of the division's
+earlier windows as its history; met means 90 to 99 %. NannyML runs with its defaults.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import importlib.metadata
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -24,6 +28,7 @@ os.environ["NML_DISABLE_USAGE_LOGGING"] = "1"
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.stats import t
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -35,13 +40,15 @@ from monitor.cohorts import Cohort, Window
 from monitor.harm import compare_estimated, measure_harm
 from monitor.measures import Answers
 from monitor.policies import DriftPolicy
-from monitor.reconciliation import EstimationError, past_error, reconcile
-from monitor.results import Source, Verdict, WindowReport
+from monitor.reconciliation import EstimationError, reconcile
+from monitor.results import Harm, Source, Verdict, WindowReport
 from monitor.tasks import Task
 
 METRICS = {"auroc": "roc_auc", "accuracy": "accuracy", "sensitivity": "recall", "specificity": "specificity"}
 START = datetime(2026, 1, 5, tzinfo=UTC)
-POLICY = DriftPolicy(resamples=300)
+POLICY = DriftPolicy(resamples=100)
+SIZE = 120
+COVERAGE = (0.90, 0.99)
 
 Floats = NDArray[np.float64]
 Labelled = tuple[Floats, Floats]
@@ -62,9 +69,9 @@ def cohort_of(sample: Labelled, first: int) -> Cohort:
     )
 
 
-def brain_windows(count: int, size: int) -> tuple[Labelled, list[Labelled]]:
+def brain_windows(count: int, size: int, division: int) -> tuple[Labelled, list[Labelled]]:
     """One slice a patient; a probe of one third, a reference of another, windows out of the rest with another mix."""
-    data, rng = real_embeddings(), np.random.default_rng(0)
+    data, rng = real_embeddings(), np.random.default_rng([0, division])
     first = np.sort(np.unique(data.patients, return_index=True)[1])
     values, labels = data.values[first], (data.labels[first] == "yes").astype(float)
     large = np.char.find(data.sources[first].astype(str), "3") >= 0
@@ -77,10 +84,10 @@ def brain_windows(count: int, size: int) -> tuple[Labelled, list[Labelled]]:
     return reference, [(scores[rows], labels[rows]) for rows in _mix(rng, thirds[2], labels, large, count, size)]
 
 
-def abide_windows(count: int, size: int) -> tuple[Labelled, list[Labelled]]:
+def abide_windows(count: int, size: int, division: int) -> tuple[Labelled, list[Labelled]]:
     """A model of some sites; reference and windows are scans of others, mixed anew in every window."""
     folder = Path(str(importlib.metadata.distribution("mriqc-learn").locate_file("mriqc_learn/datasets")))
-    table, rng = pd.read_csv(folder / "abide.tsv", sep="\t"), np.random.default_rng(1)
+    table, rng = pd.read_csv(folder / "abide.tsv", sep="\t"), np.random.default_rng([1, division])
     labels = (table["rater_3"] == -1).to_numpy(dtype=float)
     metrics = (
         table.select_dtypes("number").drop(columns=[c for c in table if c.startswith("rater")]).fillna(0).to_numpy()
@@ -105,35 +112,40 @@ def _mix(
         yield rng.choice(rows, size, p=weights / weights.sum())
 
 
-def ours(reference: Labelled, windows: list[Labelled]) -> tuple[list[EstimationError], dict[str, list[bool]]]:
-    """Estimate every window with the errors of the earlier ones; also whether its interval held the realised loss."""
-    known, errors, held = cohort_of(reference, 0), [], {name: [] for name in METRICS}
+def ours(reference: Labelled, windows: list[Labelled]) -> tuple[dict[str, Floats], dict[str, list[bool]]]:
+    """Estimate every window with the errors of the earlier ones; also whether the interval held the realised figure."""
+    known, history = cohort_of(reference, 0), list[EstimationError]()
+    errors, held = ({name: [] for name in METRICS} for _ in range(2))
     for number, sample in enumerate(windows):
         window = Window(start=START + timedelta(days=number), end=START + timedelta(days=number + 1))
         current = cohort_of(sample, 10_000_000)
         generator = np.random.default_rng(number)
-        harms = measure_harm(known, current, window=window, policy=POLICY, generator=generator, history=errors)
-        realised = {harm.metric: harm.loss for harm in harms if harm.source is Source.REALISED}
+        harms = measure_harm(known, current, window=window, policy=POLICY, generator=generator, history=history)
+        realised = {harm.metric: harm.current for harm in harms if harm.source is Source.REALISED}
         for harm in harms:
             truth = realised[harm.metric]
-            if harm.source is Source.ESTIMATED and None not in (harm.low, harm.high, truth):
-                held[harm.metric].append(harm.low <= truth <= harm.high)
-        report = WindowReport(
-            model="m",
-            window=window,
-            verdict=Verdict.NO_DRIFT,
-            reason="",
-            n=len(current),
-            patients=len(current),
-            n_labelled=len(current),
-            results=(),
-            evaluations=(),
-            gaps=(),
-            harms=harms,
-            contributions=(),
-        )
-        errors += reconcile([report])
-    return errors, held
+            if harm.source is Source.ESTIMATED and None not in (harm.current_low, harm.current_high, truth):
+                held[harm.metric].append(harm.current_low <= truth <= harm.current_high)
+                errors[harm.metric].append(harm.current - truth)
+        history += reconcile([_report(window, current, harms)])
+    return {name: np.array(found) for name, found in errors.items()}, held
+
+
+def _report(window: Window, current: Cohort, harms: tuple[Harm, ...]) -> WindowReport:
+    return WindowReport(
+        model="m",
+        window=window,
+        verdict=Verdict.NO_DRIFT,
+        reason="",
+        n=len(current),
+        patients=len(current),
+        n_labelled=len(current),
+        results=(),
+        evaluations=(),
+        gaps=(),
+        harms=harms,
+        contributions=(),
+    )
 
 
 def nannyml_frame(samples: list[Labelled]) -> pd.DataFrame:
@@ -162,26 +174,39 @@ def nannyml_errors(reference: Labelled, windows: list[Labelled]) -> dict[str, Fl
     }
 
 
-def compare(name: str, reference: Labelled, windows: list[Labelled]) -> list[Case]:
-    (errors, held), peers = ours(reference, windows), nannyml_errors(reference, windows)
-    n = f"{len(windows)} windows of {len(windows[0][0])}, reference {len(reference[0])}"
-    cases: list[Case] = []
-    for metric in METRICS:
-        mine = [error for error in errors if error.metric == metric]
-        off = float(np.mean([abs(error.error) for error in mine]))
-        theirs = float(np.nanmean(np.abs(peers[metric])))
-        told = f"{name}: mean absolute error of {metric}"
-        cases.append(Case(case=told, ours=off, peer=theirs, peer_name="NannyML CBPE", target=1, n=n))
-        inside = [_covers(error, mine[:place]) for place, error in enumerate(mine)]
-        for how, flags in (("with the truth's own sampling error", inside), ("alone", held[metric])):
-            told = f"{name}: realised {metric} in the interval {how}"
-            cases.append(Case(case=told, ours=0.90, peer=float(np.mean(flags)), peer_name="covered", target=1, n=n))
-    return cases
+def compare(
+    name: str, draw: Callable[[int, int, int], tuple[Labelled, list[Labelled]]], divisions: int, count: int
+) -> list[Case]:
+    off, held = {metric: list[tuple[float, float]]() for metric in METRICS}, {metric: [] for metric in METRICS}
+    for division in range(divisions):
+        reference, windows = draw(count, SIZE, division)
+        (errors, inside), peers = ours(reference, windows), nannyml_errors(reference, windows)
+        for metric in METRICS:
+            off[metric].append((np.abs(errors[metric]).mean(), np.nanmean(np.abs(peers[metric]))))
+            held[metric] += inside[metric]
+    n = f"{divisions} divisions, {count} windows of {SIZE} each"
+    return [
+        case
+        for metric in METRICS
+        for case in (_error(name, metric, off[metric], n), _cover(name, metric, held[metric], n))
+    ]
 
 
-def _covers(error: EstimationError, history: list[EstimationError]) -> bool:
-    beyond = past_error(history, error.metric, error.finding)
-    return abs(error.error) <= 1.96 * np.sqrt(error.variance + beyond**2)
+def _error(name: str, metric: str, off: list[tuple[float, float]], n: str) -> Case:
+    mine, theirs = np.mean(off, axis=0)
+    apart = np.subtract(*np.transpose(off))
+    reach = float(t.ppf(0.975, len(apart) - 1) * apart.std(ddof=1) / np.sqrt(len(apart)))
+    told = f"{name}: mean absolute error of {metric}; ours minus peer's {apart.mean():+.4f} ± {reach:.4f}"
+    target = float(theirs / (theirs + reach))
+    return Case(case=told, ours=float(mine), peer=float(theirs), peer_name="NannyML CBPE", target=target, n=n)
+
+
+def _cover(name: str, metric: str, held: list[bool], n: str) -> Case:
+    """Count the distance of the coverage from the middle of what is asked, against the farthest that is borne."""
+    covered, middle = float(np.mean(held)), sum(COVERAGE) / 2
+    told = f"{name}: realised {metric} in the interval shown: {covered:.1%} of {len(held)} windows"
+    borne, apart = COVERAGE[1] - middle, max(abs(covered - middle), 1e-3)
+    return Case(case=told, ours=apart, peer=borne, peer_name="borne about 94.5 %", target=1, n=n)
 
 
 def speed(rows: int) -> Case:
@@ -210,15 +235,15 @@ def main() -> None:
     parser.add_argument("--fast", action="store_true", help="smaller work, within a minute")
     fast = parser.parse_args().fast
     logging.disable(logging.WARNING)
-    count = 30 if fast else 200
+    divisions, count = (5, 15) if fast else (40, 25)
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        cases = compare("brain MRI", *brain_windows(count, 120)) + compare("ABIDE sites", *abide_windows(count, 120))
+        cases = compare("brain MRI", brain_windows, divisions, count)
+        cases += compare("ABIDE sites", abide_windows, divisions, count)
         cases.append(speed(100_000 if fast else 1_000_000))
     command = f"uv run --group bench python -m benchmarks.harm{' --fast' * fast}"
-    print(
-        record("harm", cases, command=command, note="one thread on both sides; a coverage case is met at 0.90 or more")
-    )
+    note = "one thread on both sides; coverage is met from 90 to 99 %"
+    print(record("harm", cases, command=command, note=note))
 
 
 if __name__ == "__main__":

@@ -80,7 +80,10 @@ def show() -> None:
     st.subheader("Performance and verdicts, window by window", anchor=False)
     figure = window_charts.week_by_week(reports, history, metric=METRIC, finding=finding)
     st.plotly_chart(figure, width="stretch", key="weeks", config={"displayModeBar": False}, alt=tell_headline(reports))
-    st.caption(f"{METRIC_MEANINGS[METRIC]} Lines up and down are 95 % intervals; the marks below are the verdicts.")
+    st.caption(
+        f"{METRIC_MEANINGS[METRIC]} Lines up and down are 95 % intervals, of an estimate where "
+        "labels will put it; the marks below are the verdicts."
+    )
     st.subheader("What came in", anchor=False)
     st.markdown(plain(tell_arrivals(records.batches(model), records.quarantined(model))))
     st.markdown(plain(tell_arrival(records.label_arrival(model, span_of([report.window for report in reports])))))

@@ -47,7 +47,7 @@ def week_by_week(
             figure.add_scatter(
                 x=[_place(report.window, source) for report in reports],
                 y=[None if harm is None else harm.current for harm in harms],
-                error_y=whiskers([(None, None, None) if harm is None else around_current(harm) for harm in harms]),
+                error_y=whiskers([_around(harm) for harm in harms]),
                 name=SOURCE_WORDS[source],
                 mode="lines+markers",
                 connectgaps=False,
@@ -133,11 +133,9 @@ def harm_of(report: WindowReport, source: Source, metric: str, finding: str) -> 
     )
 
 
-def around_current(harm: Harm) -> Interval:
-    """Turn the interval of a loss into one around the figure now: reference minus loss."""
-    if harm.reference is None or harm.low is None or harm.high is None:
-        return harm.current, None, None
-    return harm.current, max(0.0, harm.reference - harm.high), min(1.0, harm.reference - harm.low)
+def _around(harm: Harm | None) -> Interval:
+    """Give the figure now with its own interval; an estimate's says where labels will put it."""
+    return (None, None, None) if harm is None else (harm.current, harm.current_low, harm.current_high)
 
 
 def _grid(

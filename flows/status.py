@@ -69,6 +69,7 @@ def headline(report: WindowReport) -> dict[str, Any]:
         "auroc_loss_low": realised.low if realised else None,
         "auroc_loss_high": realised.high if realised else None,
         "harm": headline_harm(report.harms),
+        "metrics": [metric for evaluation in report.evaluations for metric in evaluation.metrics],
     }
 
 

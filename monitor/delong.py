@@ -1,4 +1,4 @@
-"""The area under the ROC curve as an average over studies: its variance and covariances in closed form.
+"""The area under the ROC curve as an average over studies: its variance in closed form.
 
 An AUROC compares every study that has the finding with every one that has not. What one study adds to it
 is its *placement* among those of the other class, found for all studies by sorting once (Sun and Xu
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.intervals import Difference, Estimate, Floats, Form
+from monitor.intervals import Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -61,83 +61,56 @@ class Placements:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Areas:
-    """AUROCs of several scores on the same studies; ``values`` (k,), ``covariance`` (k, k).
+class Ranks:
+    """The order (n,) of studies by score, and where in it each distinct score starts; None where all are distinct."""
 
-    ``patients_with`` and ``patients_without`` the finding; a patient may count in both.
-    """
-
-    values: Floats
-    covariance: Floats
-    studies: int
-    patients_with: int
-    patients_without: int
-
-    def estimate(self, column: int) -> Estimate:
-        """Give one area with DeLong's standard error; its interval is normal on the logit scale (Pepe 2003)."""
-        yes, no = self.patients_with, self.patients_without
-        return Estimate(
-            value=float(self.values[column]),
-            form=Form.LOGIT,
-            studies=self.studies,
-            patients=min(yes, no),
-            informative=hanley_mcneil(yes, no),
-            standard_error=float(np.sqrt(max(self.covariance[column, column], 0.0))),
-        )
-
-    def difference(self, first: int, second: int) -> Difference:
-        """Give one area minus another, with their correlation."""
-        a, b = self.estimate(first), self.estimate(second)
-        scale = (a.spread or 0.0) * (b.spread or 0.0)
-        correlation = float(np.clip(self.covariance[first, second] / scale, -1, 1)) if scale > 0 else 0.0
-        return Difference(first=a, second=b, correlation=correlation)
+    order: NDArray[np.intp]
+    starts: NDArray[np.intp] | None
 
 
-def place_studies(scores: Floats, chances: Floats) -> Placements:
-    """Place every study among all others by its score; ``scores`` (n,), ``chances`` (n,) in [0, 1] of the finding."""
+def rank_studies(scores: Floats) -> Ranks:
+    """Sort scores (n,) once."""
     order = np.argsort(scores)
-    ranked, chance = scores[order], chances[order]
-    new = np.diff(ranked, prepend=-np.inf) > 0
-    starts, group = np.flatnonzero(new), np.cumsum(new) - 1
-    with_it, without = (np.add.reduceat(side, starts) for side in (chance, 1 - chance))
-    upto_with, upto_without = np.cumsum(with_it), np.cumsum(without)
+    ranked = scores[order]
+    new = np.empty(len(scores), dtype=np.bool_)
+    new[:1] = True
+    np.not_equal(ranked[1:], ranked[:-1], out=new[1:])
+    return Ranks(order=order, starts=None if new.all() else np.flatnonzero(new))
+
+
+def place_studies(ranks: Ranks, chances: Floats) -> Placements:
+    """Place every study among all others by its score; ``chances`` (n,) in [0, 1] of the finding."""
+    chance = chances[ranks.order]
+    upto_with, places = np.cumsum(chance), np.arange(1.0, len(chance) + 1)
+    upto_without, total = places - upto_with, upto_with[-1]
+    lower, higher = upto_without - (1 - chance), total - upto_with
+    if ranks.starts is not None:
+        size = np.diff(ranks.starts, append=len(chance))
+        with_it = np.add.reduceat(chance, ranks.starts)
+        ended = ranks.starts + size - 1
+        lower = np.repeat(upto_without[ended] - (size - with_it) / 2, size) - (1 - chance) / 2
+        higher = np.repeat(total - upto_with[ended] + with_it / 2, size) - chance / 2
     below, above = np.empty_like(chance), np.empty_like(chance)
-    below[order] = (upto_without - without / 2)[group] - (1 - chance) / 2
-    above[order] = (upto_with[-1] - upto_with + with_it / 2)[group] - chance / 2
-    pairs = float(upto_with[-1] * upto_without[-1] - chance @ (1 - chance))
+    below[ranks.order], above[ranks.order] = lower, higher
+    pairs = float(total * (len(chance) - total) - chances @ (1 - chances))
     return Placements(chances=chances, below=below, above=above, pairs=pairs)
 
 
-def measure_areas(scores: Floats, labels: Floats, patients: NDArray[np.intp] | None = None) -> Areas:
-    """Measure the AUROCs of several scores on the same studies, with their covariance over patients.
+def delong_error(scores: Floats, labels: Floats, patients: NDArray[np.intp]) -> float | None:
+    """Give the standard error of an AUROC over patients; None with fewer than two of them on either side.
 
-    ``scores`` (n, k); ``labels`` (n,) of 0 and 1; ``patients`` (n,) numbers of the patients, each study
-    its own if left out. Obuchowski (1997); with one study a patient exactly DeLong et al. (1988).
-
-    Raises:
-        ValueError: wrong shapes, labels that are not 0 or 1, scores that are not numbers, or fewer than two
-            patients with or without the finding.
+    ``scores``, ``labels`` of 0 and 1, and ``patients``, their numbers, are (n,). Obuchowski (1997), the placements of
+    both classes summed by patient; with one study a patient exactly DeLong et al. (1988).
     """
-    patients = np.arange(len(labels)) if patients is None else patients
-    _check(scores, labels, patients)
-    number = np.unique(patients, return_inverse=True)[1]
-    placed = [place_studies(column, labels) for column in scores.T]
-    with_it, without = (
-        np.stack([np.bincount(number, weights=one.influences[side]) for one in placed], axis=1) for side in (0, 1)
-    )
-    yes, no = (len(np.unique(number[labels == value])) for value in (1, 0))
+    yes, no = (int(np.count_nonzero(np.bincount(patients[labels == value]))) for value in (1, 0))
     if min(yes, no) < 2:
-        raise ValueError(f"two patients with and two without the finding are needed, got {yes} and {no}")
-    shared, everyone = with_it.T @ without, number.max() + 1
-    covariance = with_it.T @ with_it * _unbias(yes) + without.T @ without * _unbias(no)
-    covariance += (shared + shared.T) * _unbias(everyone)
-    return Areas(
-        values=np.array([one.area for one in placed]),
-        covariance=covariance,
-        studies=len(labels),
-        patients_with=yes,
-        patients_without=no,
+        return None
+    with_it, without = (
+        np.bincount(patients, weights=side) for side in place_studies(rank_studies(scores), labels).influences
     )
+    everyone = int(np.count_nonzero(np.bincount(patients)))
+    variance = with_it @ with_it * _unbias(yes) + without @ without * _unbias(no)
+    return float(np.sqrt(max(variance + 2 * (with_it @ without) * _unbias(everyone), 0.0)))
 
 
 def hanley_mcneil(with_it: int, without: int) -> float:
@@ -147,13 +120,3 @@ def hanley_mcneil(with_it: int, without: int) -> float:
 
 def _unbias(count: int) -> float:
     return count / (count - 1)
-
-
-def _check(scores: Floats, labels: Floats, patients: NDArray[np.intp]) -> None:
-    if scores.ndim != 2 or labels.shape != (len(scores),) or patients.shape != labels.shape:
-        shapes = f"{scores.shape}, {labels.shape} and {patients.shape}"
-        raise ValueError(f"scores are (n, k), labels and patients (n,), got {shapes}")
-    if not np.isin(labels, (0, 1)).all():
-        raise ValueError("labels are 0 or 1; leave the others out")
-    if not np.isfinite(scores).all():
-        raise ValueError("scores must be numbers; quarantine the others at ingest")

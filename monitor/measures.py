@@ -21,7 +21,7 @@ from monitor.calibration import (
     spread_over_bins,
 )
 from monitor.cohorts import Cohort
-from monitor.delong import hanley_mcneil
+from monitor.delong import delong_error, hanley_mcneil
 from monitor.intervals import Estimate, Floats, Form, replicate, sum_by_patient
 from monitor.tasks import TASKS
 
@@ -65,17 +65,26 @@ class Answers:
             patients=self.patients[rows],
         )
 
-    def carrying(self, basis: Basis) -> Answers:
-        """Keep the studies that a figure of this basis rests on (both classes: all labelled ones)."""
+    def marks(self, basis: Basis) -> NDArray[np.bool_]:
+        """Mark the studies that a figure of this basis rests on (both classes: all labelled ones)."""
         if basis is Basis.EVERYONE:
-            return self
+            return np.ones(len(self.labels), dtype=np.bool_)
         if basis in (Basis.POSITIVE, Basis.NEGATIVE):
-            return self.select(self.labels == (1 if basis is Basis.POSITIVE else 0))
-        return self.select(~np.isnan(self.labels))
+            return np.asarray(self.labels == (1 if basis is Basis.POSITIVE else 0))
+        return ~np.isnan(self.labels)
 
-    def count_patients(self) -> int:
-        """Count distinct patients."""
-        return int(np.count_nonzero(np.bincount(self.patients)))
+    def carrying(self, basis: Basis) -> Answers:
+        """Keep the studies that a figure of this basis rests on."""
+        marked = self.marks(basis)
+        return self if marked.all() else self.select(marked)
+
+    def count_studies(self, basis: Basis) -> int:
+        """Count the studies that a figure of this basis rests on."""
+        return int(np.count_nonzero(self.marks(basis)))
+
+    def count_patients(self, basis: Basis = Basis.EVERYONE) -> int:
+        """Count the distinct patients that a figure of this basis rests on."""
+        return int(np.count_nonzero(np.bincount(self.patients[self.marks(basis)])))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -158,15 +167,6 @@ def rank_auroc(scores: Floats, labels: Floats) -> RankStatistic:
     return np.concatenate([negative, positive]), statistic
 
 
-def fast_average_precision(scores: Floats, labels: Floats, weights: Floats | None = None) -> Floats:
-    """Measure average precision under many weightings at once; shape (b,), NaN without weight on a positive.
-
-    Arguments as for ``fast_auroc``. The step-wise sum over distinct scores, without interpolation, as scikit-learn's.
-    """
-    order, statistic = rank_average_precision(scores, labels)
-    return statistic(np.ones((1, len(scores))) if weights is None else weights[:, order])
-
-
 def rank_average_precision(scores: Floats, labels: Floats) -> RankStatistic:
     """Sort once for the average precision: an order of the studies, and the statistic of weights in that order."""
     order = np.argsort(-scores, kind="stable")
@@ -184,24 +184,31 @@ def rank_average_precision(scores: Floats, labels: Floats) -> RankStatistic:
     return order, statistic
 
 
-def rate_terms(answers: Answers, name: str) -> tuple[Floats, Floats]:
-    """Give numerator and denominator (n,) of a rate; labels may be chances between 0 and 1."""
-    true, said, everyone = answers.labels, answers.said, np.ones_like(answers.said)
+def rate_parts(answers: Answers, name: str) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
+    """Give what a study adds to numerator and denominator of a rate, with the finding and then without it.
+
+    Each (n,), or (1,) where it is the same for all studies.
+    """
+    said, scores, one, nothing = answers.said, answers.scores, np.ones(1), np.zeros(1)
     if name == "sensitivity":
-        return true * said, true
+        return (said, one), (nothing, nothing)
     if name == "specificity":
-        return (1 - true) * (1 - said), 1 - true
+        return (nothing, nothing), (1 - said, one)
     if name == "selection_rate":
-        return said, everyone
+        return (said, one), (said, one)
     if name == "brier":
-        return true * (1 - answers.scores) ** 2 + (1 - true) * answers.scores**2, everyone
-    return true * said + (1 - true) * (1 - said), everyone
+        return ((1 - scores) ** 2, one), (scores**2, one)
+    return (said, one), (1 - said, one)
 
 
 def _rate(name: str) -> Callable[[Answers], Sums]:
-    return lambda answers: Sums(
-        terms=np.stack(rate_terms(answers, name), axis=1), combine=lambda totals: _divide(totals[:, 0], totals[:, 1])
-    )
+    def sums(answers: Answers) -> Sums:
+        with_it, without = rate_parts(answers, name)
+        has = np.nan_to_num(answers.labels)  # a rate that needs no label has the same parts with and without
+        terms = [has * yes + (1 - has) * no for yes, no in zip(with_it, without, strict=True)]
+        return Sums(terms=np.stack(terms, axis=1), combine=lambda totals: _divide(totals[:, 0], totals[:, 1]))
+
+    return sums
 
 
 def _ece(answers: Answers) -> Sums:
@@ -306,7 +313,7 @@ def describe(answers: Answers, name: str, value: float) -> Estimate:
     return Estimate(
         value=None if reason else value,
         form=measure.form,
-        studies=len(answers.carrying(measure.basis).scores),
+        studies=answers.count_studies(measure.basis),
         patients=patients,
         informative=informative,
         reason=reason,
@@ -315,10 +322,9 @@ def describe(answers: Answers, name: str, value: float) -> Estimate:
 
 def explain_missing(answers: Answers, basis: Basis) -> str:
     """Say why a figure of this basis does not exist for these answers; empty if it does."""
-    studies = answers.carrying(Basis.LABELLED) if basis is not Basis.EVERYONE else answers
-    if not len(studies.scores):
+    if not answers.count_studies(basis if basis is Basis.EVERYONE else Basis.LABELLED):
         return "no study" if basis is Basis.EVERYONE else "no labelled study"
-    positive, negative = (len(studies.carrying(side).scores) for side in (Basis.POSITIVE, Basis.NEGATIVE))
+    positive, negative = (answers.count_studies(side) for side in (Basis.POSITIVE, Basis.NEGATIVE))
     if basis in (Basis.POSITIVE, Basis.BOTH) and not positive:
         return f"single class: no labelled study has {answers.finding}"
     if basis in (Basis.NEGATIVE, Basis.BOTH) and not negative:
@@ -362,6 +368,7 @@ def _estimate_rank(answers: Answers, name: str, counts: Floats) -> Estimate:
     return replace(
         describe(answers, name, float(value)),
         replicates=replicate(statistic, counts, answers.patients[order]),
+        standard_error=delong_error(answers.scores, answers.labels, answers.patients) if name == "auroc" else None,
     )
 
 
@@ -372,9 +379,9 @@ def _independent(answers: Answers, name: str) -> tuple[int, float]:
     """
     basis = MEASURES[name].basis
     if basis is not Basis.BOTH:
-        patients = answers.carrying(basis).count_patients()
+        patients = answers.count_patients(basis)
         return patients, float(patients)
-    yes, no = (answers.carrying(side).count_patients() for side in (Basis.POSITIVE, Basis.NEGATIVE))
+    yes, no = (answers.count_patients(side) for side in (Basis.POSITIVE, Basis.NEGATIVE))
     fewest = min(yes, no)
     return fewest, hanley_mcneil(yes, no) if name == "auroc" else float(yes)
 

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
 
 from monitor.cohorts import Window
-from monitor.results import Harm, Source, WindowReport
+from monitor.results import Source, WindowReport
 
 LEAST_WINDOWS = 3
 """Fewer past errors say nothing about the next one."""
@@ -33,6 +32,14 @@ class EstimationError:
     n: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PastError:
+    """The standard deviation ``size`` of an estimator's own error, and in how many windows it was found; 0: in none."""
+
+    size: float = 0.0
+    windows: int = 0
+
+
 def reconcile(reports: Iterable[WindowReport]) -> tuple[EstimationError, ...]:
     """Hold every estimated figure of some windows against the realised one, where both exist; in order of windows."""
     return tuple(
@@ -40,29 +47,29 @@ def reconcile(reports: Iterable[WindowReport]) -> tuple[EstimationError, ...]:
     )
 
 
-def past_error(history: Sequence[EstimationError], metric: str, finding: str) -> float:
-    """Give the standard deviation of an estimator's own error, beyond what sampling explains; 0 without history.
+def past_error(history: Sequence[EstimationError], metric: str, finding: str) -> PastError:
+    """Measure an estimator's own error, beyond what sampling explains.
 
     The mean squared error less the mean sampling variance, not below 0 (a method of moments for the variance
-    between studies, as in DerSimonian and Laird 1986). Fewer than ``LEAST_WINDOWS`` errors give 0.
+    between studies, as in DerSimonian and Laird 1986). Fewer than ``LEAST_WINDOWS`` errors say nothing.
     """
     mine = [error for error in history if (error.metric, error.finding) == (metric, finding)]
     if len(mine) < LEAST_WINDOWS:
-        return 0.0
+        return PastError()
     excess = float(np.mean([error.error**2 - error.variance for error in mine]))
-    return math.sqrt(max(excess, 0.0))
+    return PastError(size=math.sqrt(max(excess, 0.0)), windows=len(mine))
 
 
 def _reconcile_one(report: WindowReport) -> Iterable[EstimationError]:
     realised = {(h.metric, h.finding): h for h in report.harms if h.source is Source.REALISED}
+    lacking = 1 - report.n_labelled / max(report.n, 1)
     for estimated in report.harms:
         truth = realised.get((estimated.metric, estimated.finding))
         if estimated.source is not Source.ESTIMATED or truth is None:
             continue
         if estimated.current is None or truth.current is None:
             continue
-        variances = _variance(estimated), _variance(truth)
-        if variances[0] is None or variances[1] is None:
+        if estimated.current_error is None or truth.current_error is None:
             continue
         yield EstimationError(
             window=report.window,
@@ -71,14 +78,7 @@ def _reconcile_one(report: WindowReport) -> Iterable[EstimationError]:
             estimated=estimated.current,
             realised=truth.current,
             error=estimated.current - truth.current,
-            variance=variances[0] + variances[1],
+            # labels of some studies only: how these differ from all is luck of its own
+            variance=estimated.current_error**2 + lacking * truth.current_error**2,
             n=truth.n,
         )
-
-
-def _variance(harm: Harm) -> float | None:
-    """Recover a sampling variance from an interval of a loss; None without one."""
-    if harm.low is None or harm.high is None:
-        return None
-    error = (harm.high - harm.low) / (2 * float(norm.ppf(0.5 + harm.level / 2)))
-    return max(error**2 - harm.past_error**2, 0.0)

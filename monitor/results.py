@@ -139,10 +139,12 @@ class SubgroupGap:
 class Harm:
     """Loss of performance against the reference: reference minus current, so that > 0 is worse.
 
-    ``low`` and ``high`` bound this loss at ``level``. ``sure`` says that there is a loss beyond chance over
-    all losses measured in the window from the same source, and is the stricter for it. ``past_error`` is the
-    standard deviation of the estimator's earlier errors that the interval contains; ``assumptions`` names what an
-    estimate rests on and that does not seem to hold.
+    ``low`` and ``high`` bound this loss in the population at ``level``. ``sure`` says that there is a loss beyond
+    chance over all losses measured in the window from the same source, and is the stricter for it. ``current_low``
+    and ``current_high`` bound ``current``; of an estimate they say where the labels of the same studies will put it,
+    and so are wider: a few labels scatter more than what they stand for. ``current_error`` is the standard error
+    behind them, by sampling alone. ``past_error`` is the standard deviation of the estimator's earlier errors, which
+    both intervals of an estimate contain; ``assumptions`` names what it rests on and that does not seem to hold.
     """
 
     window: Window
@@ -160,6 +162,9 @@ class Harm:
     reason: str
     past_error: float = 0.0
     assumptions: tuple[str, ...] = ()
+    current_low: float | None = None
+    current_high: float | None = None
+    current_error: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -244,6 +244,7 @@ def _average(estimates: Sequence[Estimate]) -> Estimate:
         replicates=np.mean([one.replicates for one in estimates], axis=0),
         patients=min(one.patients for one in estimates),
         informative=min(one.informative for one in estimates),
+        standard_error=None,  # that of one finding is not that of their mean; the replicates' is
     )
 
 

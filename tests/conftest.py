@@ -229,6 +229,9 @@ def _harms(window: Window, generator: np.random.Generator, number: int) -> tuple
                     sure=known and before - now > 0.035,
                     n=88,
                     reason=reason,
+                    current_low=now - 0.03 if known else None,
+                    current_high=min(now + 0.03, 1.0) if known else None,
+                    current_error=0.015 if known else None,
                 )
             )
     return tuple(harms)

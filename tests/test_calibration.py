@@ -12,7 +12,6 @@ from sklearn.metrics import brier_score_loss
 from monitor.calibration import (
     brier_terms,
     calibrate_in_the_large,
-    calibration_error,
     debiased_calibration_error,
     fit_platt,
     recalibrate,
@@ -20,13 +19,20 @@ from monitor.calibration import (
     split_brier,
 )
 from monitor.cohorts import Cohort
-from monitor.measures import answers_of, estimate
+from monitor.measures import Answers, answers_of, estimate
 from monitor.tasks import Task
 
 
 def calibrated(rng, n, spread=1.5):
     scores = expit(rng.normal(-0.3, spread, n))
     return scores, (rng.random(n) < scores).astype(float)
+
+
+def plain_error(scores, labels) -> float:
+    answers = Answers(
+        finding="f", scores=scores, said=scores >= 0.5, labels=labels, patients=np.zeros(len(scores), dtype=np.intp)
+    )
+    return estimate(answers, ["ece"], np.ones((1, 1)))["ece"].value
 
 
 def peer(scores, targets) -> tuple[float, float]:
@@ -54,6 +60,19 @@ def test_platt_scaling_uses_platts_targets():
     assert fit.apply(scores).sum() == pytest.approx(targets.sum(), abs=1e-6)
 
 
+@pytest.mark.parametrize("center", [-0.5, -9.0])
+def test_many_studies_are_fitted_to_the_same_maximum(center):
+    rng = np.random.default_rng(6)
+    scores = expit(rng.normal(center, 1.5, 60_000))
+    labels = (rng.random(60_000) < scores).astype(float)
+    fit = fit_platt(scores, labels)
+    yes = labels.sum()
+    targets = np.where(labels == 1, (yes + 1) / (yes + 2), 1 / (60_000 - yes + 2))
+    off = targets - fit.apply(scores)
+    assert off.sum() == pytest.approx(0, abs=1e-6)
+    assert off @ score_logit(scores) == pytest.approx(0, abs=1e-6)
+
+
 @pytest.mark.parametrize("scores", [np.r_[np.zeros(30), np.ones(30)], np.full(60, 0.7), np.r_[np.full(59, 1e-9), 1]])
 def test_platt_scaling_stays_finite_where_the_likelihood_has_no_maximum(scores):
     fit = fit_platt(scores, np.r_[np.zeros(30), np.ones(30)])
@@ -78,7 +97,7 @@ def test_scores_that_are_too_extreme_or_too_low_are_told():
 
 def test_the_calibration_error_by_hand():
     scores, labels = np.array([0.05, 0.12, 0.18, 0.95]), np.array([0, 1, 0, 1.0])
-    assert calibration_error(scores, labels) == pytest.approx((0.05 + abs(0.30 - 1) + 0.05) / 4)
+    assert plain_error(scores, labels) == pytest.approx((0.05 + abs(0.30 - 1) + 0.05) / 4)
 
 
 @pytest.mark.parametrize("images", [1, 4])
@@ -88,7 +107,7 @@ def test_a_calibrated_model_has_hardly_any_debiased_error_where_the_plain_one_sh
         owner = np.arange(200).repeat(images)
         scores = expit(rng.normal(-0.3, 1.5, 200))[owner]
         labels = (rng.random(200)[owner] < scores).astype(float)
-        plain.append(calibration_error(scores, labels))
+        plain.append(plain_error(scores, labels))
         debiased.append(debiased_calibration_error(scores, labels, owner))
     assert np.median(debiased) < 0.03
     assert np.median(plain) > 0.05

@@ -68,8 +68,8 @@ def test_whiskers_reach_the_ends_of_the_interval_around_the_figure_now() -> None
         window_charts.harm_of(DRIFTED, Source.REALISED, "auroc", "yes"),
     )
     top, bottom = drawn.y[4] + drawn.error_y.array[4], drawn.y[4] - drawn.error_y.arrayminus[4]
-    assert top == pytest.approx(harm.reference - harm.low)
-    assert bottom == pytest.approx(harm.reference - harm.high)
+    assert top == pytest.approx(harm.current_high)
+    assert bottom == pytest.approx(harm.current_low)
 
 
 def test_every_whisker_lies_inside_the_picture() -> None:

@@ -171,6 +171,8 @@ def test_several_findings_are_averaged_and_the_scarcest_counts():
     mean = compare(joined, "auroc", policy=POLICY)
     each = [compare(joined, "auroc", policy=POLICY, finding=finding) for finding in joined.columns]
     assert mean.difference == pytest.approx(np.mean([one.difference for one in each]))
+    both = measure_both(joined, "auroc", np.ones(60, dtype=bool), draw_counts(joined, POLICY))
+    assert both.champion.spread == pytest.approx(both.champion.replicates.std(ddof=1))
     assert each[0] == replace(compare(parts[0], "auroc", policy=POLICY), finding="oedema")
     rare = replace(joined, labels=joined.labels * np.array([1, 0]) + np.eye(60, 2, -2) * np.array([0, 1]))
     assert "1 with and 36 without" in compare(rare, "auroc", policy=POLICY).reason

@@ -8,6 +8,7 @@ import pytest
 from scipy.special import expit
 from scipy.stats import binom
 
+from monitor.assumptions import tell_unseen_images
 from monitor.cohorts import Cohort, Window
 from monitor.harm import HARM_MEASURES, measure_harm
 from monitor.performance import auroc, evaluate
@@ -35,11 +36,15 @@ def make_cohort(scores, labels, *, task=Task.BINARY, classes=("healthy", "tumour
     )
 
 
-def sample(rng, patients, *, center=-0.5, spread=1.6, images=1, first=0, labelled=True) -> Cohort:
-    """Draw patients whose score is their true chance of a finding: a calibrated model by construction."""
+def sample(rng, patients, *, center=-0.5, spread=1.6, images=1, first=0, labelled=True, shared=False) -> Cohort:
+    """Draw patients whose score is their true chance of a finding: a calibrated model by construction.
+
+    ``shared``: one luck decides all labels of a patient.
+    """
     owner = np.repeat(np.arange(patients), images)
     evidence = rng.normal(center, spread, patients)[owner] + rng.normal(0, 0.5, len(owner))
-    labels = (rng.random(len(owner)) < expit(evidence)).astype(float)
+    luck = rng.random(patients)[owner] if shared else rng.random(len(owner))
+    labels = (luck < expit(evidence)).astype(float)
     keys = [f"p{first + i}" for i in owner]
     return make_cohort(expit(evidence), labels if labelled else np.full(len(owner), np.nan), patients=keys, first=first)
 
@@ -66,6 +71,7 @@ def test_realised_loss_is_reference_minus_current():
         assert harm.loss == harm.reference - harm.current
         assert harm.low < harm.loss < harm.high
         assert harm.n == now.metric(name).n
+        assert harm.current_low < harm.current < harm.current_high
         assert harm.window == WEEK
     assert one(harms, Source.ESTIMATED).n == 60
 
@@ -172,6 +178,51 @@ def test_both_kinds_of_harm_cover_the_true_loss_of_a_harder_case_mix():
     assert min(covered.values()) >= binom.ppf(1e-4, runs, 0.93), covered
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "more"),
+    [
+        ((150, {}), (120, {}), {}),
+        ((150, {"images": 2}), (40, {"images": 3, "spread": 0.8}), {}),
+        ((150, {"images": 3}), (40, {"images": 3}), {"shared": True}),
+        ((300, {"center": -1, "spread": 5}), (60, {"center": -1, "spread": 5}), {}),
+    ],
+    ids=["one study a patient", "harder, several studies a patient", "one label a patient", "a model near 1"],
+)
+def test_the_interval_of_an_estimate_holds_what_labels_then_show(before, now, more):
+    rng, runs = np.random.default_rng(14), 100
+    quick, covered = DriftPolicy(resamples=100), dict.fromkeys(HARM_MEASURES, 0)
+    for seed in range(runs):
+        reference, current = (
+            sample(rng, before[0], **before[1], **more),
+            sample(rng, now[0], **now[1], **more, first=1000),
+        )
+        harms = measure(reference, current, seed, quick)
+        for name in HARM_MEASURES:
+            guess = one(harms, Source.ESTIMATED, name)
+            covered[name] += guess.current_low <= one(harms, Source.REALISED, name).current <= guess.current_high
+    for count in covered.values():
+        assert binom.ppf(1e-4, runs, 0.93) <= count <= binom.ppf(1 - 1e-4, runs, 0.99), covered
+
+
+@pytest.mark.parametrize("task", [Task.MULTI_CLASS, Task.MULTI_LABEL])
+def test_the_interval_holds_what_labels_show_of_each_of_several_findings(task):
+    rng, runs, covered = np.random.default_rng(15), 50, 0
+    classes = ("a", "b", "c")
+    for seed in range(runs):
+        sides = []
+        for first, n in ((0, 200), (1000, 100)):
+            chances = rng.dirichlet(np.ones(3), n)
+            drawn = rng.random((n, 3)) < chances
+            labels = drawn if task is Task.MULTI_LABEL else [rng.choice(3, p=p) for p in chances]
+            sides.append(make_cohort(chances, labels, task=task, classes=classes, first=first))
+        harms = measure(*sides, seed, DriftPolicy(resamples=100))
+        for finding in classes:
+            for name in HARM_MEASURES:
+                guess, truth = (one(harms, source, name, finding) for source in (Source.ESTIMATED, Source.REALISED))
+                covered += guess.current_low <= truth.current <= guess.current_high
+    assert 0.92 <= covered / (12 * runs) <= 0.99
+
+
 def test_a_window_without_change_is_called_surely_worse_as_rarely_as_promised():
     """Over all four figures together at most (1 - level) / 2; with few without the finding, as in a small hospital."""
     windows, alarms, single = 400, 0, 0
@@ -225,6 +276,63 @@ def test_quiet_windows_raise_doubts_as_rarely_as_promised():
     assert raised <= binom.ppf(0.9999, windows, 3 * 0.01)
 
 
+def pictured(rng, patients, *, images=2, first=0, far=0, copies=False) -> Cohort:
+    """Draw patients with embeddings around each patient's own place; the first ``far`` lie elsewhere."""
+    cohort = sample(rng, patients, images=images, first=first)
+    places = rng.normal(size=(patients, 16)) + np.where(np.arange(patients) < far, 3.0, 0.0)[:, None]
+    values = places.repeat(images, axis=0) + 0.3 * rng.normal(size=(patients * images, 16))
+    return replace(cohort, embeddings=(np.ones_like(values) if copies else values).astype(np.float32))
+
+
+def test_images_unlike_any_of_the_reference_are_an_unseen_region_with_their_share():
+    rng = np.random.default_rng(16)
+    reference = pictured(rng, 150)
+    harms = measure(reference, pictured(rng, 50, first=1000, far=10), policy=DriftPolicy(resamples=100))
+    told = {harm.assumptions for harm in harms.values() if harm.source is Source.ESTIMATED}
+    ((words,),) = told
+    share = int(words.removeprefix("unseen region: ").split("%")[0])
+    assert 20 <= share <= 26
+    assert words.endswith("% of the patients have images unlike any that the reference showed")
+    assert all(harm.assumptions == () for harm in harms.values() if harm.source is Source.REALISED)
+
+
+@pytest.mark.parametrize("images", [1, 4])
+def test_unseen_images_are_named_as_rarely_as_promised_and_found_where_planted(images):
+    found = {0: 0, 6: 0}
+    runs = 200
+    for seed in range(runs):
+        for far in found:
+            rng = np.random.default_rng([17, seed, far])
+            sides = pictured(rng, 100, images=images), pictured(rng, 60, images=5 - images, first=1000, far=far)
+            found[far] += bool(tell_unseen_images(*sides, rng))
+    assert found[0] <= binom.ppf(0.9999, runs, 0.01)
+    assert found[6] >= binom.ppf(1e-4, runs, 0.9)
+
+
+def test_equal_images_returning_patients_and_few_patients_are_not_unseen():
+    rng = np.random.default_rng(18)
+    alike = pictured(rng, 60, copies=True), pictured(rng, 60, first=1000, copies=True)
+    reference = pictured(rng, 100)
+    assert tell_unseen_images(*alike, rng) == ""
+    assert tell_unseen_images(reference, reference, rng) == ""
+    assert tell_unseen_images(reference, pictured(rng, 19, first=1000, far=19), rng) == ""
+    assert tell_unseen_images(reference, sample(rng, 60, first=1000), rng) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", [1, 3])
+def test_each_doubt_is_raised_in_quiet_windows_as_rarely_as_promised(images):
+    runs, raised = 400, dict.fromkeys(("unseen region", "calibration lost", "concept drift suspected"), 0)
+    for seed in range(runs):
+        rng = np.random.default_rng([19, seed])
+        harms = measure(sample(rng, 250), sample(rng, 100, images=images, first=1000), seed, DriftPolicy(resamples=100))
+        for words in one(harms, Source.ESTIMATED).assumptions:
+            raised[words.split(":")[0]] += 1
+    # of calibration two figures are tested
+    assert raised["calibration lost"] <= binom.ppf(0.9999, runs, 0.02)
+    assert max(raised["unseen region"], raised["concept drift suspected"]) <= binom.ppf(0.9999, runs, 0.01)
+
+
 def test_past_errors_widen_an_estimate_and_leave_the_realised_loss_alone():
     rng = np.random.default_rng(13)
     sides = sample(rng, 200), sample(rng, 80, first=1000)
@@ -247,6 +355,8 @@ def test_past_errors_widen_an_estimate_and_leave_the_realised_loss_alone():
     )
     key = (Source.ESTIMATED, "auroc")
     assert wide[key].past_error == pytest.approx(0.1)
+    assert wide[key].current_error == plain[key].current_error
+    assert wide[key].current_low < plain[key].current_low - 0.05
     reach = [(harm.high - harm.loss) for harm in (plain[key], wide[key])]
     assert reach[1] == pytest.approx(np.hypot(reach[0], 1.959964 * 0.1), rel=1e-6)
     assert {k: h for k, h in wide.items() if k != key} == {k: h for k, h in plain.items() if k != key}

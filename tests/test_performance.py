@@ -8,10 +8,9 @@ from scipy.stats import binom, binomtest, norm
 from sklearn.metrics import average_precision_score, brier_score_loss, recall_score, roc_auc_score
 
 from monitor import intervals
-from monitor.calibration import calibration_error
 from monitor.cohorts import Cohort
 from monitor.intervals import Difference, Estimate, Form, draw_both, draw_patients
-from monitor.measures import Answers, estimate, fast_average_precision
+from monitor.measures import Answers, estimate, rank_average_precision
 from monitor.performance import auroc, evaluate, fast_auroc, mean_auroc
 from monitor.policies import DriftPolicy
 from monitor.results import Evaluation, Source
@@ -50,10 +49,8 @@ scored = st.lists(
 def test_areas_match_scikit_learn_with_ties_and_weights(rows):
     scores, labels, weights = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
     yes, no = weights @ labels, weights @ (1 - labels)
-    area, precision = (
-        fast_auroc(scores, labels, weights[None])[0],
-        fast_average_precision(scores, labels, weights[None])[0],
-    )
+    order, statistic = rank_average_precision(scores, labels)
+    area, precision = fast_auroc(scores, labels, weights[None])[0], statistic(weights[None, order])[0]
     if yes and no:
         assert area == pytest.approx(roc_auc_score(labels, scores, sample_weight=weights), abs=1e-12)
         assert precision == pytest.approx(average_precision_score(labels, scores, sample_weight=weights), abs=1e-12)
@@ -110,8 +107,8 @@ def test_binary_figures_by_hand_and_from_scikit_learn():
 
 
 def test_calibration_error_nets_out_inside_a_bin():
-    assert calibration_error(np.array([0.62, 0.68]), np.array([1.0, 0.0])) == pytest.approx(0.15)
-    assert calibration_error(np.array([1.0, 0.0]), np.array([1.0, 0.0])) == 0
+    assert judge(make_cohort([0.62, 0.68], [1, 0])).metric("ece").value == pytest.approx(0.15)
+    assert judge(make_cohort([1, 0], [1, 0])).metric("ece").value == 0
 
 
 def test_multi_class_is_one_against_the_rest_and_the_most_probable_class_is_the_answer():
@@ -185,7 +182,7 @@ def test_the_same_seed_gives_the_same_interval_in_any_chunk(monkeypatch):
     again = judge(cohort, seed=1)
     for one, other in zip(whole.metrics, again.metrics, strict=True):
         assert (one.low, one.high) == pytest.approx((other.low, other.high), rel=1e-12)
-    assert judge(cohort, seed=2).metric("auroc").low != whole.metric("auroc").low
+    assert judge(cohort, seed=2).metric("average_precision").low != whole.metric("average_precision").low
 
 
 def test_more_images_of_the_same_patients_do_not_narrow_an_interval():

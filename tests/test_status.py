@@ -12,7 +12,7 @@ import pytest
 from flows.status import headline, plain, status_of
 from flows.ward import open_ward
 from monitor.cohorts import Window
-from monitor.results import Verdict
+from monitor.results import Evaluation, Metric, Source, Verdict
 from registry.agenda import next_step
 from registry.approvals import approve, reject
 from registry.promotion import promote, rollback
@@ -57,6 +57,24 @@ def test_a_headline_is_one_window_in_one_line(tell_story: Callable[[int], Any]) 
     assert "mmd embedding" in drifted["drifted"]
     assert drifted["auroc_loss_low"] < drifted["auroc_loss"] < drifted["auroc_loss_high"]
     assert (unlabelled["auroc"], unlabelled["auroc_loss"], unlabelled["labelled"]) == (None, None, 0)
+
+
+def test_calibration_and_discrimination_of_a_window_are_in_its_line(tell_story: Callable[[int], Any]) -> None:
+    metric = Metric(name="calibration_slope", finding="yes", value=0.8, low=0.6, high=1.0, level=0.95, n=80)
+    measured = Evaluation(
+        model_version="1",
+        cohort="week",
+        source=Source.REALISED,
+        n=88,
+        patients=70,
+        n_labelled=80,
+        metrics=(metric,),
+    )
+    hospital = tell_story(1)
+    (report,) = hospital.records.reports("tumour-on-mri")
+    hospital.records.save_report(replace(report, evaluations=(measured,)), AT + timedelta(days=365))
+    (told,) = status_of(open_ward(hospital.directory))["tumour-on-mri"]["windows"][0]["metrics"]
+    assert (told["name"], told["low"], told["value"], told["high"], told["n"]) == ("calibration_slope", 0.6, 0.8, 1, 80)
 
 
 def test_values_become_words_and_identities_are_among_them(treated: Any) -> None:
