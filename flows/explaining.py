@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from flows.ward import StepRefused, Ward, reference_of
+from flows.ward import StepRefused, Ward, reference_of, version_at, version_in
 from monitor.explaining import PolicyExplanation, Situation, explain_policy
 
 NEWEST = 8
@@ -26,8 +26,8 @@ def explain(ward: Ward, model: str) -> PolicyExplanation:
     reports = [report for report in ward.records.reports(model)[-NEWEST:] if report.results]
     if reports:
         patients = round(statistics.median(report.patients for report in reports))
-        made = [result.patients_reference for report in reports for result in report.results]
-        reference, comparisons = max(made), round(statistics.median(len(report.results) for report in reports))
+        reference = _smallest_comparison(ward, model)
+        comparisons = round(statistics.median(len(report.results) for report in reports))
     else:
         cohort = reference_of(ward, model, "")
         reference, comparisons = cohort.patients, COMPARISONS
@@ -37,4 +37,16 @@ def explain(ward: Ward, model: str) -> PolicyExplanation:
     if min(patients, reference) < 2:
         raise StepRefused("too few studies have arrived to say what the policy means; ingest the reference first")
     situation = Situation(window=length, patients_reference=reference, patients=patients, comparisons=comparisons)
-    return explain_policy(ward.settings.drift, situation, generator=np.random.default_rng(ward.settings.drift.seed))
+    generator = np.random.default_rng(ward.settings.drift.seed)
+    return explain_policy(ward.settings.drift, situation, generator=generator, progress=ward.progress)
+
+
+def _smallest_comparison(ward: Ward, model: str) -> int:
+    """Count the patients of the live version's reference: what its windows are compared with before any joins."""
+    live = version_at(ward, model, datetime.max.replace(tzinfo=UTC))
+    compared = [
+        max(result.patients_reference for result in report.results)
+        for report in ward.records.reports(model)
+        if report.results and version_in(ward, model, report.window) == live
+    ]
+    return min(compared) if compared else reference_of(ward, model, live).patients

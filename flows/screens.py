@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from rich import box
@@ -15,7 +16,7 @@ from flows.doctor import Finding
 from flows.simulating import Simulation
 from flows.status import headline, plain
 from monitor.cohorts import Window
-from monitor.explaining import LONGEST, PolicyExplanation
+from monitor.explaining import LONGEST, Delay, PolicyExplanation
 from monitor.labels import LabelArrival, tell_arrival
 from monitor.results import Verdict, WindowReport
 from registry.audit import ChainState
@@ -147,18 +148,28 @@ def show_explanation(screen: Console, told: PolicyExplanation) -> None:
             f"called DRIFT; what the policy leaves over belongs to subgroups."
         )
     )
-    table = _table("change of one column", "seen after, median", "9 of 10 within", f"seen within {LONGEST} windows")
-    for delay in told.delays:
-        name = f"{delay.shift} ({delay.size:g} standard deviations)"
-        table.add_row(name, *(_waited(n, days) for n in (delay.median, delay.late)), f"{delay.found:.0%}")
-    screen.print(table)
+    for quiet, delays in groupby(told.delays, key=lambda delay: delay.quiet_before):
+        group = [*delays]
+        screen.print(Text(f"\n{_begins(quiet, group, days)}", "bold"))
+        table = _table("change of one column", "seen after, median", "9 of 10 within", f"seen within {LONGEST} windows")
+        for delay in group:
+            name = f"{delay.shift} ({delay.size:g} standard deviations)"
+            table.add_row(name, *(_waited(n, days) for n in (delay.median, delay.late)), f"{delay.found:.0%}")
+        screen.print(table)
     screen.print(
         Text(
-            "Simulated: the column moves at once, all else stays quiet, and the reference is as large as it will "
-            "become. In the first weeks it takes longer.",
+            "Simulated: the column moves at once, all else stays quiet. While no alarm is open windows join what later "
+            "ones are compared with, as in operation; so may those of a change that is not seen.",
             "dim",
         )
     )
+
+
+def _begins(quiet: int, delays: Sequence[Delay], days: float) -> str:
+    compared = f"compared with {delays[0].compared} patients"
+    if not quiet:
+        return f"A change that is there from the first window on, {compared}:"
+    return f"A change that begins after {_waited(quiet, days)}, {compared}:"
 
 
 def _waited(windows: int | None, days: float) -> str:

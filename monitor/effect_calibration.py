@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -51,7 +51,7 @@ def calibrate_effects(
                 raise ValueError(f"the effect of {name} must be finite, got {effect}")
             seen[name].append(effect)
     return {
-        name: max(policy.minimum_effect, _upper_quantile(effects, policy.effect_quantile))
+        name: max(policy.minimum_effect, upper_quantile(effects, policy.effect_quantile))
         for name, effects in seen.items()
     }
 
@@ -88,6 +88,7 @@ def _length(owners: np.typing.NDArray[np.intp], wanted: int) -> int:
     return int(np.sort(np.unique(owners, return_index=True)[1])[wanted - 1]) + 1
 
 
-def _upper_quantile(values: list[float], quantile: float) -> float:
+def upper_quantile(values: Sequence[float], quantile: float) -> float:
+    """Give the order statistic that one more value stays below with at least that probability, else the largest."""
     rank = min(math.ceil(quantile * (len(values) + 1)), len(values))
     return sorted(values)[rank - 1]
