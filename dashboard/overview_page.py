@@ -9,7 +9,7 @@ import streamlit as st
 from dashboard import charts, window_charts
 from dashboard.glossary import show_terms
 from dashboard.names import METRIC_MEANINGS, days, reword, sentence
-from dashboard.palette import GRADE_WORDS, VERDICT_WORDS
+from dashboard.palette import VERDICT_WORDS
 from dashboard.reading import chosen_model, pick_finding, plain, reports_of, show_table, store
 from dashboard.wording import (
     tell_alarm,
@@ -24,7 +24,7 @@ from dashboard.wording import (
     tell_since_when,
 )
 from monitor.results import Source, Verdict, WindowReport
-from monitor.severity import grade_window
+from monitor.severity import GRADE_WORDS, grade_window
 from monitor.streams import score_streams
 from registry.agenda import next_step
 from registry.entries import windows_open

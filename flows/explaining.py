@@ -26,7 +26,7 @@ def explain(ward: Ward, model: str) -> PolicyExplanation:
     reports = [report for report in ward.records.reports(model)[-NEWEST:] if report.results]
     if reports:
         patients = round(statistics.median(report.patients for report in reports))
-        made = [result.patients_reference for report in reports for result in report.results]
+        made = [result.patients_reference or 0 for report in reports for result in report.results]
         reference, comparisons = max(made), round(statistics.median(len(report.results) for report in reports))
     else:
         cohort = reference_of(ward, model, "")

@@ -51,7 +51,7 @@ def attribute_drift(
     for name, column in current.attributes.items():
         if name not in reference.attributes:
             continue
-        before, now = _as_words(reference.attributes[name], column)
+        before, now = as_words(reference.attributes[name], column)
         values, codes = np.unique(np.concatenate([before, now]), return_inverse=True)
         tested, carried = codes[kept], _carry(reference, current, codes, len(values))
         p_shares = _test_shares(tested, len(values), owners, weights)
@@ -171,7 +171,7 @@ def _places(reference: Cohort, current: Cohort) -> Floats | None:
     return (now @ direction - along.mean()) / spread if spread > 0 else None
 
 
-def _as_words(before: NDArray[np.generic], now: NDArray[np.generic]) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
+def as_words(before: NDArray[np.generic], now: NDArray[np.generic]) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
     """Turn a numeric attribute into quartiles of the reference; words stay."""
     if before.dtype.kind != "f" or now.dtype.kind != "f":
         return before.astype(np.str_), now.astype(np.str_)

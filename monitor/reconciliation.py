@@ -30,7 +30,7 @@ class EstimationError:
     realised: float
     error: float
     variance: float
-    n: int
+    n: int | None
 
 
 def reconcile(reports: Iterable[WindowReport]) -> tuple[EstimationError, ...]:

@@ -36,7 +36,7 @@ def make_cohort(seed=0, n=30, *, task=Task.BINARY, classes=None, labels=None, at
 
 
 def page(reference: Cohort, current: Cohort, path: Path) -> str:
-    assert write_report(reference, current, path) == path
+    assert write_report(reference, current, path, smallest=5) == path
     assert [file.name for file in path.parent.iterdir()] == [path.name], "no part of a file is left"
     return path.read_text(encoding="utf-8")
 
@@ -56,7 +56,7 @@ def test_a_page_is_written_whole_and_over_an_older_one(tmp_path):
 def test_too_few_studies_write_nothing(tmp_path):
     few, many = make_cohort(n=MINIMUM_ROWS - 1), make_cohort()
     for sides in ((few, many), (many, few), (many, make_cohort(n=0))):
-        assert write_report(*sides, tmp_path / "reports" / "week.html") is None
+        assert write_report(*sides, tmp_path / "reports" / "week.html", smallest=2) is None
     assert not list(tmp_path.iterdir())
 
 

@@ -12,6 +12,7 @@ import pytest
 from flows.status import headline, plain, status_of
 from flows.ward import open_ward
 from monitor.cohorts import Window
+from monitor.policies import DriftPolicy
 from monitor.results import Verdict
 from registry.agenda import next_step
 from registry.approvals import approve, reject
@@ -52,7 +53,7 @@ def test_the_status_of_an_empty_ward_has_everything_empty(tmp_path: Path) -> Non
 
 def test_a_headline_is_one_window_in_one_line(tell_story: Callable[[int], Any]) -> None:
     hospital = tell_story(7)
-    drifted, unlabelled = map(headline, hospital.records.reports("tumour-on-mri")[5:7])
+    drifted, unlabelled = (headline(report, DriftPolicy()) for report in hospital.records.reports("tumour-on-mri")[5:7])
     assert drifted["verdict"] is Verdict.DRIFT
     assert "mmd embedding" in drifted["drifted"]
     assert drifted["auroc_loss_low"] < drifted["auroc_loss"] < drifted["auroc_loss_high"]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from monitor.cohorts import Window
 from monitor.results import Contribution, SubgroupGap, Verdict
-from monitor.suppression import suppress_contributions, suppress_gaps
+from monitor.suppression import suppress_subgroups
 
 WEEK = Window(start=datetime(2026, 1, 5, tzinfo=UTC), end=datetime(2026, 1, 12, tzinfo=UTC))
 GAP = SubgroupGap(
@@ -38,6 +38,10 @@ GAP = SubgroupGap(
 
 def gaps(*patients: int, **changes):
     return [replace(GAP, value=f"v{i}", patients=n, n=2 * n, **changes) for i, n in enumerate(patients)]
+
+
+def suppress_gaps(rows, smallest):
+    return suppress_subgroups(rows, (), smallest)[0]
 
 
 def shown(rows):
@@ -127,8 +131,8 @@ def test_contributions_hide_shares_and_counts_of_either_side():
         Contribution(**plain, value="b", n_current=60, patients_reference=45, patients_current=30),
         Contribution(**plain, value="c", n_current=70, patients_reference=50, patients_current=40),
     ]
-    small, beside, rest = suppress_contributions(rows, 5)
+    rest, small, beside = suppress_subgroups((), rows, 5)[1]
     assert (small.n_current, small.share_current, small.share_reference, small.shift) == (None, None, None, None)
     assert (small.patients_current, small.patients_reference, small.suppressed) == (None, None, True)
     assert (beside.n_current, beside.share_current, beside.shift) == (None, None, 0.3)
-    assert rest == rows[2]
+    assert rest == rows[2]  # blank ones come last, so that no rank tells a size
