@@ -48,7 +48,7 @@ def write_report(
     """
     if min(len(reference), len(current)) < MINIMUM_ROWS or min(reference.patients, current.patients) < smallest:
         return None
-    before, now = _frames((reference, current), smallest, blank)
+    before, now = safe_frames((reference, current), smallest, blank)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # Evidently divides by zero on constant columns and says so at length
         shared = [name for name in now if name in before]  # all but labels that one side alone has
@@ -91,7 +91,7 @@ def _run(before: pd.DataFrame, now: pd.DataFrame, current: Cohort) -> str:
     return str(snapshot.get_html_str(as_iframe=False))
 
 
-def _frames(sides: tuple[Cohort, Cohort], smallest: int, blank: Collection[Name]) -> Iterator[pd.DataFrame]:
+def safe_frames(sides: tuple[Cohort, Cohort], smallest: int, blank: Collection[Name]) -> Iterator[pd.DataFrame]:
     """Give what Evidently may see of both sides, in which no cell holds few patients."""
     columns: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
     for name in sides[1].attributes:

@@ -128,7 +128,7 @@ def _cells_of_gaps(rows: Iterable[SubgroupGap]) -> Iterator[Cell]:
             whole: Hashable = (row.attribute, row.finding, row.metric)
             rests = (row.parts[:place] + row.parts[place + 1 :] for place in range(len(row.parts)))
             for table in (whole, *((whole, place, rest) for place, rest in enumerate(rests))):
-                yield Cell(name=(row.attribute, row.value), patients=row.patients, table=table, parts=row.parts)
+                yield Cell(name=(row.attribute, row.value), patients=_count(row), table=table, parts=row.parts)
 
 
 def _cells_of_values(rows: Iterable[Contribution]) -> Iterator[Cell]:
@@ -146,18 +146,24 @@ def _find_small(rows: Sequence[SubgroupGap], values: Sequence[Contribution], sma
     few = {cell.name for cell in _cells_of_values(values) if 0 < cell.patients < smallest}
     totals: dict[Hashable, int] = defaultdict(int)
     for row in rows:
-        totals[row.attribute, row.finding, row.metric] += row.patients or 0
+        totals[row.attribute, row.finding, row.metric] += _count(row)
     small: set[int] = set()
     for place, row in enumerate(rows):
-        outside = totals[row.attribute, row.finding, row.metric] - (row.patients or 0)
-        if row.patients and (row.patients < smallest or 0 < outside < smallest or (row.attribute, row.value) in few):
+        patients = _count(row)
+        outside = totals[row.attribute, row.finding, row.metric] - patients
+        if 0 < patients < smallest or (patients and 0 < outside < smallest) or (row.attribute, row.value) in few:
             small.add(place)
     return small
 
 
+def _count(row: SubgroupGap) -> int:
+    """Count the patients of a row; of a figure that needs both classes, and has one, the studies."""
+    return row.patients or row.n or 0
+
+
 def _hide_gap(row: SubgroupGap, blank: Collection[Name], small: bool, smallest: int) -> SubgroupGap:
-    counted = row.patients and (row.attribute, row.value) in blank
-    told = replace(row, reason=_mask(row.reason, smallest, every=bool(counted)))
+    counted = (row.attribute, row.value) in blank
+    told = replace(row, reason=_mask(row.reason, smallest, every=counted))
     if small:
         figures = ("inside", "outside", "gap", "low", "high", "reference_gap")
         nothing: dict[str, Any] = dict.fromkeys((*figures, "change", "change_low", "change_high", "p_value"))

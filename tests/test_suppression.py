@@ -3,8 +3,9 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from monitor.cohorts import Window
@@ -136,3 +137,79 @@ def test_contributions_hide_shares_and_counts_of_either_side():
     assert (small.patients_current, small.patients_reference, small.suppressed) == (None, None, True)
     assert (beside.n_current, beside.share_current, beside.shift) == (None, None, 0.3)
     assert rest == rows[2]  # blank ones come last, so that no rank tells a size
+
+
+# ---- several tables together
+
+
+def crossed_rows(counts):
+    """Tell what a window shows of two attributes: both marginals, their crossing, and the values that carry a drift."""
+    rows, vectors = [], []
+    for attribute, axis in (("site", 1), ("sex", 0)):
+        for place, n in enumerate(counts.sum(axis=axis)):
+            rows.append(replace(GAP, attribute=attribute, value=f"{attribute}{place}", patients=int(n), n=int(n)))
+            mask = np.zeros(counts.shape)
+            mask[(place, slice(None)) if axis else (slice(None), place)] = 1
+            vectors.append(mask)
+    for (i, j), n in np.ndenumerate(counts):
+        if n:
+            parts = (("site", f"site{i}"), ("sex", f"sex{j}"))
+            value, mask = f"site{i} & sex{j}", np.zeros(counts.shape)
+            mask[i, j] = 1
+            rows.append(replace(GAP, attribute="site & sex", value=value, parts=parts, patients=int(n), n=int(n)))
+            vectors.append(mask)
+    return rows, vectors
+
+
+def values_of(rows, before):
+    return [
+        Contribution(
+            window=WEEK,
+            attribute=row.attribute,
+            value=row.value,
+            n_current=row.n,
+            share_reference=0.5,
+            share_current=0.5,
+            shift=0.1,
+            patients_reference=n,
+            patients_current=row.patients,
+        )
+        for row, n in zip(rows, before, strict=True)
+    ]
+
+
+def is_computed(target, known, filled):
+    """Tell whether a sum of cells follows from sums that are known, where empty cells are known to be empty."""
+    base = np.array([vector[filled] for vector in known])
+    return np.linalg.matrix_rank(np.vstack([base, target[filled]])) == np.linalg.matrix_rank(base)
+
+
+@given(
+    st.lists(st.integers(0, 25), min_size=8, max_size=8),
+    st.lists(st.integers(0, 25), min_size=6, max_size=6),
+    st.integers(2, 8),
+)
+@example([5, 30, 12, 12, 3, 0, 40, 8], [30] * 6, 5)  # the marginal of the second site follows from its line
+def test_no_small_count_follows_from_all_tables_together(now, before, smallest):
+    counts = np.array(now).reshape(4, 2)
+    rows, vectors = crossed_rows(counts)
+    values = values_of(rows[:6], before)
+    left, told = suppress_subgroups(rows, values, smallest)
+    shown_now = {row.value: row.patients_current for row in told}
+    known = [np.ones(counts.shape)]
+    for row, vector in zip(left, vectors, strict=True):
+        if row.patients is not None or shown_now.get(row.value) is not None:
+            known.append(vector)
+    for row, vector in zip(rows, vectors, strict=True):
+        if 0 < row.patients < smallest and 0 < row.patients < counts.sum():
+            assert not is_computed(vector, known, counts > 0), row.value
+    for attribute in ("site", "sex"):
+        sides = [n for n, value in zip(before, values, strict=True) if value.attribute == attribute]
+        hidden = [
+            n
+            for n, value in zip(before, values, strict=True)
+            if value.attribute == attribute and n and next(r for r in told if r.value == value.value).suppressed
+        ]
+        filled = [n for n in sides if n]
+        few = any(0 < n < smallest for n in sides)
+        assert not few or len(hidden) == len(filled) or (len(hidden) > 1 and sum(hidden) >= smallest)
