@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 import pytest
 
-from dashboard import charts, treatment_charts, window_charts
+from dashboard import calibration_charts, charts, stream_charts, treatment_charts, window_charts
 from dashboard.drawing import LONGEST, safe, spread, whiskers
 from dashboard.palette import (
     BEFORE,
@@ -351,7 +351,7 @@ def test_streams_are_bars_with_their_scores_and_what_was_not_judged_says_so() ->
         StreamScore(name="behaviour", score=100.0, parts=(Part(name="score", score=100.0, told="quiet"),)),
         StreamScore(name="realised performance", score=None, parts=()),
     ]
-    figure = charts.stream_scores(streams)
+    figure = stream_charts.stream_scores(streams)
     (bars,) = figure.data
     assert list(bars.x) == [None, 100.0, 50.0]
     assert [note.text for note in figure.layout.annotations] == ["not judged", "100", "50", "<i>score</i>"]
@@ -361,7 +361,7 @@ def test_streams_are_bars_with_their_scores_and_what_was_not_judged_says_so() ->
 
 def test_errors_of_estimates_are_drawn_by_figure_with_what_chance_allows() -> None:
     errors = reconcile(REPORTS)
-    figure = window_charts.estimate_errors(errors)
+    figure = calibration_charts.estimate_errors(errors)
     assert sum(len(each.y) for each in figure.data) == len(errors) > 0
     for each, metric in zip(figure.data, dict.fromkeys(error.metric for error in errors), strict=True):
         mine = [error for error in errors if error.metric == metric]
