@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from monitor.cohorts import MISSING
@@ -27,6 +27,7 @@ Name = tuple[str, str]
 """An attribute and its value; of a combination both joined, as in a gap."""
 
 COUNT = re.compile(r"\b(\d+) ((?:labelled )?(?:positive |negative )?(?:studies|patients))\b(?! or)")
+FIGURES_OF_HARM = ("n", "loss", "low", "high", *(f.name for f in fields(Harm) if f.name.startswith("current")))
 CLASSES = {Basis.POSITIVE: "sensitivity", Basis.NEGATIVE: "specificity"}
 """The figures that count the studies of either class."""
 
@@ -146,14 +147,20 @@ def _find_small(rows: Sequence[SubgroupGap], values: Sequence[Contribution], sma
     few = {cell.name for cell in _cells_of_values(values) if 0 < cell.patients < smallest}
     totals: dict[Hashable, int] = defaultdict(int)
     for row in rows:
-        totals[row.attribute, row.finding, row.metric] += _count(row)
+        totals[row.attribute, row.finding, row.metric] += _count_in_sum(row)
     small: set[int] = set()
     for place, row in enumerate(rows):
-        patients = _count(row)
-        outside = totals[row.attribute, row.finding, row.metric] - patients
-        if 0 < patients < smallest or (patients and 0 < outside < smallest) or (row.attribute, row.value) in few:
+        inside = _count_in_sum(row)
+        outside = totals[row.attribute, row.finding, row.metric] - inside
+        if 0 < _count(row) < smallest or (inside and 0 < outside < smallest) or (row.attribute, row.value) in few:
             small.add(place)
     return small
+
+
+def _count_in_sum(row: SubgroupGap) -> int:
+    """Count a row so that rows add up: its patients, but the studies where the patients are those of one class."""
+    both = row.metric in MEASURES and MEASURES[row.metric].basis is Basis.BOTH
+    return (row.n if both else row.patients) or 0
 
 
 def _count(row: SubgroupGap) -> int:
@@ -197,7 +204,7 @@ def _find_few(harms: Iterable[Harm], evaluations: Iterable[Evaluation], smallest
 def _hide_harm(harm: Harm, few: Collection[tuple[str, Basis]], smallest: int) -> Harm:
     told = replace(harm, reason=_mask(harm.reason, smallest))
     if _rests_on(harm.metric, harm.finding, few):
-        nothing: dict[str, Any] = dict.fromkeys(("n", "current", "loss", "low", "high"))
+        nothing: dict[str, Any] = dict.fromkeys(FIGURES_OF_HARM)
         return replace(told, **nothing, sure=False, reason=tell_suppressed(smallest))
     return replace(told, n=None) if _counts_class(harm.metric, harm.finding, few) else told
 
