@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ MOST_BINS = 20
 
 Floats = NDArray[np.float64]
 Words = NDArray[np.str_]
+Rows = NDArray[np.intp]
 
 
 def write_report(
@@ -48,7 +49,7 @@ def write_report(
     """
     if min(len(reference), len(current)) < MINIMUM_ROWS or min(reference.patients, current.patients) < smallest:
         return None
-    before, now = safe_frames((reference, current), smallest, blank)
+    before, now = safe_frames(reference, current, smallest=smallest, blank=blank)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # Evidently divides by zero on constant columns and says so at length
         shared = [name for name in now if name in before]  # all but labels that one side alone has
@@ -91,8 +92,14 @@ def _run(before: pd.DataFrame, now: pd.DataFrame, current: Cohort) -> str:
     return str(snapshot.get_html_str(as_iframe=False))
 
 
-def safe_frames(sides: tuple[Cohort, Cohort], smallest: int, blank: Collection[Name]) -> Iterator[pd.DataFrame]:
-    """Give what Evidently may see of both sides, in which no cell holds few patients."""
+def safe_frames(
+    reference: Cohort, current: Cohort, *, smallest: int, blank: Collection[Name] = ()
+) -> Iterator[pd.DataFrame]:
+    """Give what Evidently may see of both sides, in which no value holds fewer than ``smallest`` patients.
+
+    Each side has that many. Values of few patients, and ``blank`` ones, are pooled as ``POOLED``.
+    """
+    sides = reference, current
     columns: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
     for name in sides[1].attributes:
         for column, words in zip(columns, _coarsen(sides, name, smallest, blank), strict=True):
@@ -135,14 +142,24 @@ def _coarsen(sides: tuple[Cohort, Cohort], name: str, smallest: int, blank: Coll
         for side, (cohort, column) in enumerate(zip(sides, columns, strict=True))
         for value in np.unique(column)
     ]
-    pooled = [value for attribute, value in find_blank(cells, smallest, blank) if attribute == name]
-    return [np.where(np.isin(column, pooled), POOLED, column) for column in columns]
+    pooled = {value for attribute, value in find_blank(cells, smallest, blank) if attribute == name}
+    rest = sorted((cell.patients, cell.name[1]) for cell in cells if cell.name[1] not in pooled)
+    # a patient of several values counts in each: the pool may hold fewer patients than its values together
+    while rest and any(
+        0 < _count(side.patient_key[np.isin(column, list(pooled))]) < smallest
+        for side, column in zip(sides, columns, strict=True)
+    ):
+        pooled.add(rest.pop(0)[1])
+    return [np.where(np.isin(column, list(pooled)), POOLED, column) for column in columns]
 
 
 def _bin_scores(
     sides: tuple[Cohort, Cohort], place: int, classes: Sequence[NDArray[np.intp] | None], smallest: int
 ) -> list[Floats]:
-    """Replace each score by the mean of its bin, cut at the threshold and wherever no bin holds few patients."""
+    """Replace each score by the mean of its bin, cut at the threshold and wherever no bin holds few patients.
+
+    How many lie on either side of the threshold is performance and stays; few on a side are given its middle.
+    """
     scores = np.concatenate([side.scores[:, place] for side in sides])
     keys = np.concatenate([side.patient_key for side in sides])
     groups = np.concatenate(
@@ -151,25 +168,23 @@ def _bin_scores(
             for side, (cohort, labels) in enumerate(zip(sides, classes, strict=True))
         ]
     )
+
+    def holds(part: Rows) -> bool:
+        return all(_count(keys[part][groups[part] == group]) >= smallest for group in np.unique(groups[part]))
+
     binned = np.empty_like(scores)
-    for half in (scores < THRESHOLD, scores >= THRESHOLD):
+    for half, middle in ((scores < THRESHOLD, THRESHOLD / 2), (scores >= THRESHOLD, (THRESHOLD + 1) / 2)):
         rows = np.flatnonzero(half)
-        for part in _cut(rows[np.argsort(scores[rows], kind="stable")], scores, groups, keys, smallest):
-            binned[part] = scores[part].mean()
+        for part in _cut(rows[np.argsort(scores[rows], kind="stable")], scores, holds):
+            binned[part] = scores[part].mean() if holds(part) else middle
     return np.split(binned, [len(sides[0])])
 
 
-def _cut(
-    rows: NDArray[np.intp], scores: Floats, groups: NDArray[np.intp], keys: Words, smallest: int
-) -> list[NDArray[np.intp]]:
-    """Cut rows, in the order of their scores, into bins of none or enough patients of each group, ties together."""
-
-    def holds(part: NDArray[np.intp]) -> bool:
-        return all(_count(keys[part][groups[part] == group]) >= smallest for group in np.unique(groups[part]))
-
+def _cut(rows: Rows, scores: Floats, holds: Callable[[Rows], bool]) -> list[Rows]:
+    """Cut rows, in the order of their scores, into bins that hold enough, ties together; one bin if none does."""
     places = np.unique(np.linspace(0, len(rows), MOST_BINS + 1).astype(np.intp))[1:-1]
     edges = [place for place in places if scores[rows[place - 1]] < scores[rows[place]]]
-    parts: list[NDArray[np.intp]] = []
+    parts: list[Rows] = []
     start = 0
     for edge in edges:
         if holds(rows[start:edge]):
