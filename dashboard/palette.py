@@ -35,7 +35,7 @@ ESTIMATE = "#B5659A"
 LINE = "rgba(128, 138, 150, 0.28)"
 """Grid lines and zero lines."""
 
-LABEL = "#66727F"
+LABEL = "#717D8B"
 """Slate: the words on axes."""
 
 VERDICT_COLOURS = {Verdict.DRIFT: LOOK, Verdict.NO_DRIFT: QUIET, Verdict.NOT_ENOUGH_DATA: UNKNOWN}
