@@ -107,9 +107,10 @@ def _tell_drift(drifted: Sequence[WindowReport], results: Sequence[DriftResult])
 
 def _tell_harm(harm: Harm) -> str:
     finding = f" for {harm.finding}" if harm.finding else ""
+    studies = "" if harm.n is None else f"{harm.n} studies, "
     return (
         f"{harm.source.capitalize()} {harm.metric}{finding} is lower by {harm.loss or 0:.3f} "
-        f"({harm.level:.0%} interval {harm.low or 0:.3f} to {harm.high or 0:.3f}, {harm.n} studies, {harm.window.key})."
+        f"({harm.level:.0%} interval {harm.low or 0:.3f} to {harm.high or 0:.3f}, {studies}{harm.window.key})."
     )
 
 

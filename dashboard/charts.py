@@ -24,16 +24,13 @@ from dashboard.palette import (
     ESTIMATE,
     KIND_WORDS,
     LINE,
-    LOOK,
     NOW,
-    QUIET,
     SOURCE_WORDS,
     UNKNOWN,
     VERDICT_COLOURS,
     VERDICT_WORDS,
 )
-from monitor.results import Contribution, DriftResult, Harm, Source, SubgroupGap, Verdict
-from monitor.streams import StreamScore
+from monitor.results import Contribution, DriftResult, Harm, PrevalenceShift, Source, SubgroupGap, Verdict
 from registry.audit import Event
 
 PAIR = 0.15
@@ -75,25 +72,31 @@ def drift_effects(results: Sequence[DriftResult], *, least: float) -> go.Figure:
     return column_at_right(figure, "if by chance", [_p_value(result.p_value) for result in shown])
 
 
-def stream_scores(streams: Sequence[StreamScore]) -> go.Figure:
-    """Draw each stream's score as a bar from 0 to 100, its worst part in words beside it; one without is named so."""
-    shown = list(streams)[::-1]
+def prevalences(shifts: Sequence[PrevalenceShift]) -> go.Figure:
+    """Draw how frequent each finding was in the reference, and is now by estimate with its interval."""
+    shown = list(shifts)[::-1]
     figure = go.Figure()
-    figure.add_bar(
-        y=list(range(len(shown))),
-        x=[stream.score for stream in shown],
-        orientation="h",
-        width=0.55,
-        marker_color=[QUIET if stream.score == 100 else LOOK for stream in shown],
-        hovertext=[safe(_tell_worst(stream), 200) for stream in shown],
-        hoverinfo="text",
-        showlegend=False,
+    rows = list(range(len(shown)))
+    figure.add_scatter(
+        x=[shift.reference for shift in shown],
+        y=rows,
+        mode="markers",
+        name="in the reference",
+        marker=dot(BEFORE, filled=False),
+        hovertemplate="%{x:.1%}<extra></extra>",
     )
-    name_rows(figure, [stream.name for stream in shown])
-    figure.update_xaxes(title="100: as in the reference; 50: a change twice the least that counts", range=[0, 100])
-    figure = finish(figure, 90 + ROW * len(shown)).update_yaxes(showgrid=False)
-    scores = ["not judged" if stream.score is None else f"{stream.score:.0f}" for stream in shown]
-    return column_at_right(figure, "score", scores)
+    figure.add_scatter(
+        x=[shift.estimate for shift in shown],
+        y=rows,
+        error_x=whiskers([(shift.estimate, shift.low, shift.high) for shift in shown]),
+        mode="markers",
+        name="now, estimated without labels",
+        marker=dot(ESTIMATE),
+        hovertemplate="%{x:.1%}<extra></extra>",
+    )
+    name_rows(figure, [shift.finding for shift in shown])
+    figure.update_xaxes(title="share of the studies", tickformat=".0%", range=[-0.03, 1.03])
+    return finish(figure, 120 + ROW * len(shown)).update_layout(showlegend=True)
 
 
 def losses(harms: Sequence[Harm]) -> go.Figure:
@@ -223,10 +226,6 @@ def events_by_day(events: Sequence[Event], words: dict[str, str]) -> go.Figure:
 
 def _studies(gap: SubgroupGap) -> str:
     return "number suppressed" if gap.n is None else f"{gap.n} studies"
-
-
-def _tell_worst(stream: StreamScore) -> str:
-    return f"{stream.worst.name}: {stream.worst.told}" if stream.worst else "no part of it could be judged"
 
 
 def _feature(result: DriftResult) -> str:

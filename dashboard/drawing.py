@@ -72,6 +72,17 @@ def column_at_right(
     return figure.update_layout(margin_r=width)
 
 
+def name_days(figure: go.Figure, windows: Sequence[Window]) -> None:
+    """Name each window by its first day, under its middle."""
+    shown = spread(windows)
+    figure.update_xaxes(
+        showgrid=False,
+        tickvals=[window.middle for window in shown],
+        ticktext=[f"{window.start.day} {window.start:%b}" for window in shown],
+        title="first day of the window",
+    )
+
+
 def zero_line(figure: go.Figure) -> None:
     """Draw where nothing differs."""
     figure.update_xaxes(zeroline=True, zerolinewidth=2, zerolinecolor=UNKNOWN)

@@ -6,18 +6,21 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from dashboard import charts, window_charts
+from dashboard import calibration_charts, charts, window_charts
+from dashboard.calibration_view import show_calibration
 from dashboard.glossary import show_terms
+from dashboard.grading import show_severity, show_streams
 from dashboard.names import detector_words, feature_words, reword, sentence, value_words
 from dashboard.overview_page import show_banner
 from dashboard.palette import KIND_WORDS, VERDICT_WORDS
-from dashboard.reading import chosen_model, pick_window, plain, reports_of, show_table, store
+from dashboard.reading import chosen_model, pick_finding, pick_window, plain, reports_of, show_table, store
 from dashboard.wording import tell_change, tell_window
 from monitor.reconciliation import reconcile
-from monitor.results import Verdict, WindowReport
+from monitor.results import Source, Verdict, WindowReport
 
 TERMS: tuple[str, ...] = ("Reference", "Window", "Drift", "Not enough data", "Beyond chance", "95 % interval")
-TERMS += ("Estimated without labels", "Image embedding", "MMD, LSDD, classifier, KS, chi-square")
+TERMS += ("Headline", "Stream score", "Severity", "Calibration error", "Calibration slope", "Calibration intercept")
+TERMS += ("Brier score", "Estimated without labels", "Image embedding", "MMD, LSDD, classifier, KS, chi-square")
 DOUBTFUL = 0.01
 QUIET_BAR = {"displayModeBar": False}
 
@@ -34,11 +37,14 @@ def show() -> None:
     if report is None:
         return
     show_banner(report.verdict, tell_window(report), tell_change(report))
+    show_severity(report)
+    show_streams(report)
     _show_effects(report, settings.drift.minimum_effect)
     _show_places(report)
     _show_examples(report)
     _show_prevalences(report)
     _show_losses(report)
+    show_calibration(report, pick_finding(report))
     _show_errors(reports)
     with st.expander("The figures as a table"):
         show_table(_table(report))
@@ -119,22 +125,12 @@ def _show_prevalences(report: WindowReport) -> None:
     if not told:
         return
     st.subheader("How frequent findings are now", anchor=False)
-    show_table(
-        [
-            {
-                "finding": shift.finding,
-                "in the reference": shift.reference,
-                "now, estimated": shift.estimate,
-                "low": shift.low,
-                "high": shift.high,
-                "assumption": "holds" if shift.fits is None or shift.fits > DOUBTFUL else "doubtful",
-            }
-            for shift in told
-        ]
-    )
+    st.plotly_chart(charts.prevalences(told), width="stretch", key="prevalences", config=QUIET_BAR)
+    if doubtful := [shift.finding for shift in told if shift.fits is not None and shift.fits <= DOUBTFUL]:
+        st.warning(plain(f"Doubtful for {', '.join(doubtful)}: no mixture of the classes gives these scores."))
     st.caption(
         "Estimated without labels, from how the model answers each class in the reference, with 95 % intervals. It "
-        "assumes that every class looks as it did; doubtful says that no mixture of the classes gives these scores."
+        "assumes that every class looks as it did."
     )
 
 
@@ -143,10 +139,17 @@ def _show_errors(reports: Sequence[WindowReport]) -> None:
     if not errors:
         return
     st.subheader("What earlier estimates were worth", anchor=False)
-    st.plotly_chart(window_charts.estimate_errors(errors), width="stretch", key="errors", config=QUIET_BAR)
+    past = {
+        (harm.window, harm.metric, harm.finding): harm.past_error
+        for report in reports
+        for harm in report.harms
+        if harm.source is Source.ESTIMATED
+    }
+    st.plotly_chart(calibration_charts.estimate_errors(errors, past), width="stretch", key="errors", config=QUIET_BAR)
     st.caption(
         "Estimated minus measured, once labels had come; 0 is a perfect estimate. Lines are what chance alone allows "
-        "in 95 % of windows. What lies beyond widens the intervals of later estimates."
+        "in 95 % of windows. What lies beyond is the estimate's own error: the band shows how much of it was known "
+        "before each window, and widened its estimates; it needs three windows with labels to begin."
     )
 
 

@@ -13,6 +13,14 @@ METRIC_WORDS = {
     "sensitivity": "sensitivity",
     "specificity": "specificity",
     "accuracy": "accuracy",
+    "average_precision": "average precision",
+    "ece": "calibration error",
+    "ece_debiased": "calibration error",
+    "brier_reliability": "miscalibration",
+    "brier_resolution": "discrimination",
+    "brier_uncertainty": "difficulty",
+    "calibration_slope": "calibration slope",
+    "calibration_intercept": "calibration intercept",
     "selection_rate": "share called positive",
     "calibration_offset": "mean score less truth",
     "equalised_odds": "equalised odds",
@@ -53,6 +61,7 @@ STRATEGY_MEANINGS = {
     "cumulative": "learns from everything again",
 }
 
+COMPARED = re.compile(r"(.+) \((\w+)\)")
 SPAN = re.compile(r"(?<![\w-])(\d{4}-\d\d-\d\d)(?:/| to )(\d{4}-\d\d-\d\d)(?![\w-])")
 IN_REASONS = {r"\bauroc\b": "AUROC", r"\bbrier\b": "Brier score", r"\bchi_square\b": "chi-square"}
 IN_REASONS |= {r"\bcalibration_offset\b": "mean score less truth", r"\bequalised_odds\b": "equalised odds"}
@@ -70,6 +79,14 @@ def feature_words(name: str) -> str:
         if name.startswith(prefix):
             return words + name.removeprefix(prefix)
     return FEATURE_WORDS.get(name, name)
+
+
+def part_words(name: str) -> str:
+    """Name a part of a stream: image sharpness (KS), accuracy of yes."""
+    if found := COMPARED.fullmatch(name):
+        return f"{feature_words(found[1])} ({detector_words(found[2])})"
+    metric, of, finding = name.partition(" of ")
+    return f"{metric_words(metric)}{of}{finding}"
 
 
 def detector_words(name: str) -> str:

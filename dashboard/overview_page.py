@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from dashboard import charts, window_charts
+from dashboard import window_charts
 from dashboard.glossary import show_terms
-from dashboard.names import METRIC_MEANINGS, days, reword, sentence
-from dashboard.palette import GRADE_WORDS, VERDICT_WORDS
+from dashboard.grading import show_severity, show_streams, show_streams_over_time
+from dashboard.names import METRIC_MEANINGS, days
+from dashboard.palette import VERDICT_WORDS
 from dashboard.reading import chosen_model, pick_finding, plain, reports_of, show_table, store
 from dashboard.wording import (
-    tell_alarm,
     tell_arrivals,
     tell_change,
     tell_for_whom,
@@ -26,16 +26,14 @@ from dashboard.wording import (
 from monitor.cohorts import span_of
 from monitor.labels import tell_arrival
 from monitor.results import Source, Verdict, WindowReport
-from monitor.severity import grade_window
-from monitor.streams import score_streams
 from registry.agenda import next_step
-from registry.entries import windows_open
 
 METRIC = "auroc"
 TERMS: tuple[str, ...] = ("Reference", "Window", "Drift", "Not enough data", "Beyond chance", "95 % interval")
 TERMS += (
     "Alarm",
     "Severity",
+    "Headline",
     "Stream score",
     "Labelled",
     "Estimated without labels",
@@ -65,7 +63,8 @@ def show() -> None:
         return
     newest = reports[-1]
     show_banner(newest.verdict, tell_headline(reports), tell_change(newest))
-    _show_severity(model, newest)
+    show_severity(newest)
+    show_streams(newest)
     finding = pick_finding(newest)
     live = history[-1].version if history else ""
     answers = {
@@ -84,6 +83,8 @@ def show() -> None:
         f"{METRIC_MEANINGS[METRIC]} Lines up and down are 95 % intervals, of an estimate where "
         "labels will put it; the marks below are the verdicts."
     )
+    st.subheader("The streams, window by window", anchor=False)
+    show_streams_over_time(reports)
     st.subheader("What came in", anchor=False)
     st.markdown(plain(tell_arrivals(records.batches(model), records.quarantined(model))))
     st.markdown(plain(tell_arrival(records.label_arrival(model, span_of([report.window for report in reports])))))
@@ -96,27 +97,6 @@ def show_banner(verdict: Verdict, headline: str, reason: str) -> None:
     """Show a verdict in its colour: the headline in bold, the reason below."""
     box, icon = BANNERS[verdict]
     box(f"**{plain(headline)}**  \n{plain(reason)}", icon=icon)
-
-
-def _show_severity(model: str, newest: WindowReport) -> None:
-    """Show how grave the newest window is, with every reason, and the score of each stream with its parts."""
-    settings, records = store()
-    alarms = records.alarms(model)
-    severity = grade_window(newest, settings.drift, alarm_windows=windows_open(alarms, newest.window))
-    streams = score_streams(newest, settings.drift)
-    st.subheader("How grave is it?", anchor=False)
-    st.markdown(f"**{plain(GRADE_WORDS[severity.grade])}** {plain(tell_alarm(alarms, newest.window))}")
-    if severity.reasons:
-        st.markdown("\n".join(f"- {plain(sentence(reword(reason)))}." for reason in severity.reasons))
-    st.plotly_chart(charts.stream_scores(streams), width="stretch", key="streams", config={"displayModeBar": False})
-    with st.expander("The parts of every stream"):
-        show_table(
-            [
-                {"stream": stream.name, "part": part.name, "score": part.score, "in words": reword(part.told)}
-                for stream in streams
-                for part in stream.parts
-            ]
-        )
 
 
 def _tell_harm(report: WindowReport, finding: str) -> str:

@@ -7,7 +7,6 @@ alone, a mark or a word always says the same. Each has a contrast of at least 3 
 from __future__ import annotations
 
 from monitor.results import DriftKind, Source, Verdict
-from monitor.severity import Grade
 
 LIGHT, DARK = "#FFFFFF", "#12171D"
 """The two backgrounds."""
@@ -36,7 +35,7 @@ ESTIMATE = "#B5659A"
 LINE = "rgba(128, 138, 150, 0.28)"
 """Grid lines and zero lines."""
 
-LABEL = "#66727F"
+LABEL = "#717D8B"
 """Slate: the words on axes."""
 
 VERDICT_COLOURS = {Verdict.DRIFT: LOOK, Verdict.NO_DRIFT: QUIET, Verdict.NOT_ENOUGH_DATA: UNKNOWN}
@@ -46,13 +45,6 @@ VERDICT_WORDS = {
     Verdict.NOT_ENOUGH_DATA: "not enough data",
 }
 VERDICT_MARKS = {Verdict.DRIFT: "diamond", Verdict.NO_DRIFT: "circle", Verdict.NOT_ENOUGH_DATA: "circle-open"}
-GRADE_WORDS = {
-    Grade.QUIET: "Quiet: nobody needs to look.",
-    Grade.NOT_ENOUGH_DATA: "Not enough data to grade.",
-    Grade.WATCH: "Watch: something moved; look at the next window.",
-    Grade.ACT: "Act: a person must look into it now.",
-    Grade.STOP: "Stop: do not rely on the model until somebody has looked.",
-}
 OUTCOME_COLOURS = {True: QUIET, False: LOOK}
 OUTCOME_WORDS = {True: "passed", False: "refused"}
 OUTCOME_MARKS = {True: "circle", False: "x"}

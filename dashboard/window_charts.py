@@ -8,26 +8,21 @@ from datetime import timedelta
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dashboard.drawing import ROW, Interval, finish, mark, safe, spread, whiskers
+from dashboard.drawing import ROW, Interval, finish, mark, name_days, safe, whiskers
 from dashboard.names import days, feature_words, metric_words
 from dashboard.palette import (
     BEFORE,
     ESTIMATE,
     KIND_WORDS,
-    LABEL,
     NOW,
     SOURCE_WORDS,
     UNKNOWN,
     VERDICT_WORDS,
 )
 from monitor.cohorts import Window
-from monitor.reconciliation import EstimationError
 from monitor.results import DriftResult, Harm, Source, SubgroupGap, Verdict, WindowReport
 from registry.entries import ChampionRecord
 
-NORMAL = 1.96
-ERROR_COLOURS = (NOW, ESTIMATE, BEFORE, LABEL)
-ERROR_MARKS = ("circle", "square", "diamond", "cross")
 ASIDE = 0.09
 """How far the estimate stands beside the measured figure, in lengths of a window, so that no whisker hides another."""
 
@@ -98,33 +93,6 @@ def gaps_by_week(reports: Sequence[WindowReport], finding: str) -> go.Figure:
     return _grid(reports, names, verdicts, told)
 
 
-def estimate_errors(errors: Sequence[EstimationError]) -> go.Figure:
-    """Draw what each estimate was off by once labels had come, one line a figure; whiskers are what chance allows."""
-    figure = go.Figure()
-    names = list(dict.fromkeys((error.metric, error.finding) for error in errors))
-    several = len({finding for _, finding in names}) > 1
-    for place, (metric, finding) in enumerate(names):
-        mine = [error for error in errors if (error.metric, error.finding) == (metric, finding)]
-        reach = [NORMAL * error.variance**0.5 for error in mine]
-        aside = [ASIDE * place * (error.window.end - error.window.start) for error in mine]
-        figure.add_scatter(
-            x=[error.window.middle + by for error, by in zip(mine, aside, strict=True)],
-            y=[error.error for error in mine],
-            error_y={"type": "data", "array": reach, "thickness": 1.5, "width": 0},
-            mode="lines+markers",
-            name=safe(metric_words(metric) + (f" of {finding}" if several else "")),
-            line={"width": 1.5, "dash": "dot", "color": ERROR_COLOURS[place % len(ERROR_COLOURS)]},
-            marker={"size": 9, "symbol": ERROR_MARKS[place % len(ERROR_MARKS)]},
-            customdata=[days(error.window) for error in mine],
-            hovertemplate="%{customdata}: %{y:+.3f}<extra></extra>",
-        )
-    figure.add_hline(y=0, line={"color": UNKNOWN, "width": 2})
-    windows = list(dict.fromkeys(error.window for error in errors))
-    _name_days(figure, windows)
-    figure.update_yaxes(title="estimated minus measured", tickformat="+.2f")
-    return finish(figure, 320).update_layout(showlegend=True)
-
-
 def harm_of(report: WindowReport, source: Source, metric: str, finding: str) -> Harm | None:
     """Look up the loss of one figure in a report."""
     return next(
@@ -170,17 +138,7 @@ def _grid(
 
 def _name_windows(figure: go.Figure, reports: Sequence[WindowReport]) -> None:
     """Name each window by its first day, under its middle."""
-    _name_days(figure, [report.window for report in reports])
-
-
-def _name_days(figure: go.Figure, windows: Sequence[Window]) -> None:
-    shown = spread(windows)
-    figure.update_xaxes(
-        showgrid=False,
-        tickvals=[window.middle for window in shown],
-        ticktext=[f"{window.start.day} {window.start:%b}" for window in shown],
-        title="first day of the window",
-    )
+    name_days(figure, [report.window for report in reports])
 
 
 def _place(window: Window, source: Source) -> object:

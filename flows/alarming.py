@@ -118,7 +118,7 @@ def _advance(ward: Ward, report: WindowReport, earlier: Sequence[AlarmEntry]) ->
     mine = _latest_run(version, earlier)
     evidence = weigh_window(window, report.results)
     state = advance(mine[-1].state if mine else AlarmState(), evidence, policy)
-    compared = max((result.patients_reference for result in report.results), default=0)
+    compared = max((result.patients_reference or 0 for result in report.results), default=0)
     joins = joins_comparison(state, evidence, patients=report.patients, compared=compared, policy=policy)
     return AlarmEntry(
         model=model, window=window, version=version, joined=joins and not _is_mixed(ward, model, window), state=state

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -163,8 +164,9 @@ def watch(
         name, now = _model(ward, model), datetime.now(UTC)
         windows = [read_window(window)] if window else windows_to_watch(ward, name, until=now)
         reports = [watch_one(ward, name, one, at=now) for one in windows]
-        smallest = ward.settings.drift.smallest_cell
-        _show(as_json, [suppress_report(report, smallest) for report in reports], show_reports)
+        rules = ward.settings.drift
+        shown = [suppress_report(report, rules.smallest_cell) for report in reports]
+        _show(as_json, shown, partial(show_reports, policy=rules))
         if any(report.verdict is Verdict.DRIFT for report in reports):
             raise typer.Exit(3)
 

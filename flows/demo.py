@@ -28,7 +28,8 @@ from flows.rounds import RoundOrder, run_as_flow, run_round
 from flows.screens import COLOURS, GATE_WORDS, loss_text, number, show_status
 from flows.status import plain, status_of
 from flows.treating import choose
-from flows.ward import StepRefused, Ward, adapter_of, backbone_of, open_ward, version_at
+from flows.ward import StepRefused, Ward, adapter_of, backbone_of, open_ward, shown_reports, version_at
+from monitor.cohorts import Window
 from monitor.harm import headline_harm
 from monitor.results import Verdict, WindowReport
 from registry.approvals import approve, hash_password
@@ -176,11 +177,15 @@ def _live_week(ward: Ward, hospital: Hospital, week: int, *, prefect: bool, scre
             run_as_flow(ward.settings.directory, order, at=at)
         else:
             run_round(ward, order, at=at)
-        screen.print(_line_of(week, ward.records.report(MODEL, window)))
+        screen.print(_line_of(week, _report(ward, window)))
         _show_treatment(ward, judged, screen)
         _sign_if_due(ward, at=at + timedelta(hours=3), screen=screen)
     else:
-        screen.print(_line_of(week, ward.records.report(MODEL, window)))
+        screen.print(_line_of(week, _report(ward, window)))
+
+
+def _report(ward: Ward, window: Window) -> WindowReport | None:
+    return next((report for report in shown_reports(ward, MODEL) if report.window == window), None)
 
 
 def _show_treatment(ward: Ward, judged: set[str], screen: Console) -> None:

@@ -45,7 +45,7 @@ def _smallest_comparison(ward: Ward, model: str) -> int:
     """Count the patients of the live version's reference: what its windows are compared with before any joins."""
     live = version_at(ward, model, datetime.max.replace(tzinfo=UTC))
     compared = [
-        max(result.patients_reference for result in report.results)
+        max(result.patients_reference or 0 for result in report.results)
         for report in ward.records.reports(model)
         if report.results and version_in(ward, model, report.window) == live
     ]

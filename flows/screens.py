@@ -18,13 +18,23 @@ from flows.status import headline, plain
 from monitor.cohorts import Window
 from monitor.explaining import LONGEST, Delay, PolicyExplanation
 from monitor.labels import LabelArrival, tell_arrival
+from monitor.policies import DriftPolicy
 from monitor.results import Verdict, WindowReport
+from monitor.severity import GRADE_WORDS, Grade
+from monitor.streams import ALIKE
 from registry.audit import ChainState
 from registry.decisions import GateDecision
 from registry.entries import BatchSummary
 
 COLOURS = {Verdict.DRIFT: "bold yellow", Verdict.NO_DRIFT: "green", Verdict.NOT_ENOUGH_DATA: "blue"}
 
+GRADE_COLOURS = {
+    Grade.QUIET: "green",
+    Grade.NOT_ENOUGH_DATA: "blue",
+    Grade.WATCH: "yellow",
+    Grade.ACT: "bold yellow",
+    Grade.STOP: "bold red",
+}
 GATE_WORDS = {True: ("may be signed", "bold green"), False: ("refused", "bold red")}
 
 
@@ -74,12 +84,12 @@ def show_simulation(screen: Console, done: Simulation) -> None:
     )
 
 
-def show_reports(screen: Console, reports: Sequence[WindowReport]) -> None:
+def show_reports(screen: Console, reports: Sequence[WindowReport], policy: DriftPolicy) -> None:
     """Show each window's verdict with the realised performance."""
     if not reports:
         screen.print("No complete window is waiting to be watched.")
         return
-    screen.print(windows_table([plain(headline(report)) for report in reports]))
+    screen.print(windows_table([plain(headline(report, policy)) for report in reports]))
     for report in reports:
         screen.print(Text(f"{report.window.key}: {report.reason}"))
 
@@ -191,7 +201,13 @@ def show_status(screen: Console, status: dict[str, Any]) -> None:
         live = f"version {champion['version']}, live since {champion['since'][:10]}" if champion else "none yet"
         rehearsal = "  a rehearsal: studies may be simulated" if state["rehearsal"] else ""
         screen.print(Text.assemble((f"\n{model}", "bold"), f"  champion: {live}", (rehearsal, "bold yellow"), "\n"))
-        screen.print(windows_table(state["windows"]) if state["windows"] else "No window has been watched yet.")
+        if state["windows"]:
+            screen.print(windows_table(state["windows"]))
+            screen.print()
+            screen.print(streams_table(state["windows"]))
+            _show_newest_window(screen, state["windows"][-1])
+        else:
+            screen.print("No window has been watched yet.")
         if state["labels"]:
             arrival = LabelArrival(**state["labels"] | {"window": Window.from_key(state["labels"]["window"])})
             screen.print(Text(f"\n{tell_arrival(arrival)}"))
@@ -208,6 +224,37 @@ def show_status(screen: Console, status: dict[str, Any]) -> None:
         if state["quarantined"]:
             screen.print(f"\nQuarantined rows: {state['quarantined']}")
         screen.print(Text.assemble(("\nNext: ", "bold"), state["next"]))
+
+
+def streams_table(windows: Sequence[dict[str, Any]]) -> Table:
+    """Draw windows as rows: the headline score and that of each stream, of 100. Fits 80 columns."""
+    names = [stream["name"].replace(" ", "\n") for stream in windows[-1]["streams"]]
+    table = _table("of 100", "headline", *names)
+    for window in windows:
+        scores = [window["headline"]["score"], *(stream["score"] for stream in window["streams"])]
+        table.add_row(short_window(window["window"]), *map(score_text, scores))
+    return table
+
+
+def score_text(score: float | None) -> Text:
+    """Write a score with a bar; one that is missing is said in words, never drawn as 0 or 100."""
+    if score is None:
+        return Text("not judged", "blue")
+    bar = "▁▂▃▄▅▆▇█"[min(int(score / 12.5), 7)]
+    return Text(f"{bar} {score:.0f}", "green" if score == ALIKE else "bold yellow")
+
+
+def _show_newest_window(screen: Console, window: dict[str, Any]) -> None:
+    """Show how grave the newest window is with every reason, and what sets the score of each stream."""
+    grade = Grade(window["severity"]["grade"])
+    name = short_window(window["window"])
+    screen.print(Text.assemble(f"\n{name}: ", (GRADE_WORDS[grade], GRADE_COLOURS[grade])))
+    for reason in window["severity"]["reasons"]:
+        screen.print(Text(f"  {reason}"))
+    table = _table("stream", "what sets its score")
+    for stream in window["streams"]:
+        table.add_row(stream["name"], stream["told"])
+    screen.print(table)
 
 
 def _show_newest_plan(screen: Console, state: dict[str, Any]) -> None:

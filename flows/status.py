@@ -12,12 +12,16 @@ from typing import Any
 from pydantic import BaseModel
 
 from continual.plans import AdaptationPlan, AdaptationRun
-from flows.ward import Ward
+from flows.ward import Ward, shown_reports
 from monitor.cohorts import Window, span_of
 from monitor.harm import headline_harm
+from monitor.policies import DriftPolicy
 from monitor.results import Source, Verdict, WindowReport
+from monitor.severity import grade_window
+from monitor.streams import StreamScore, score_headline, score_streams
 from registry.agenda import next_step
 from registry.decisions import GateDecision
+from registry.entries import windows_open
 
 
 def status_of(ward: Ward) -> dict[str, Any]:
@@ -30,14 +34,19 @@ def _status_of_model(ward: Ward, model: str) -> dict[str, Any]:
     champion = records.champion(model)
     decisions = records.decisions(model)
     signatures = [signature for d in decisions for signature in records.signatures(d.decision_id)]
-    reports = records.reports(model)
+    policy, alarms = ward.settings.drift, records.alarms(model)
+    reports = shown_reports(ward, model)
     state: dict[str, Any] = plain(
         {
             "rehearsal": records.is_rehearsal,
             "champion": champion,
             "champion_history": records.champion_history(model),
             "windows": [
-                {**headline(report), "labels": records.label_arrival(model, report.window)} for report in reports
+                {
+                    **headline(report, policy, alarm_windows=windows_open(alarms, report.window)),
+                    "labels": records.label_arrival(model, report.window),
+                }
+                for report in reports
             ],
             "labels": records.label_arrival(model, span_of([r.window for r in reports])) if reports else None,
             "plans": records.plans(model),
@@ -52,14 +61,21 @@ def _status_of_model(ward: Ward, model: str) -> dict[str, Any]:
     return state
 
 
-def headline(report: WindowReport) -> dict[str, Any]:
-    """Reduce a report to one line: verdict, size, what drifted, realised AUROC and its loss, the loss to name first."""
+def headline(report: WindowReport, policy: DriftPolicy, *, alarm_windows: int = 0) -> dict[str, Any]:
+    """Sum a report up: how grave, the headline score with its streams and their parts, and what each rests on.
+
+    The report is one that was suppressed. ``alarm_windows`` is for how many windows an alarm is open.
+    """
+    streams = score_streams(report, policy)
     realised = next((h for h in report.harms if h.source is Source.REALISED and h.metric == "auroc"), None)
     drifted = [f"{r.detector} {r.feature}" for r in report.results if r.verdict is Verdict.DRIFT]
     return {
         "window": report.window,
         "verdict": report.verdict,
         "reason": report.reason,
+        "severity": grade_window(report, policy, alarm_windows=alarm_windows),
+        "headline": score_headline(streams),
+        "streams": streams,
         "studies": report.n,
         "patients": report.patients,
         "labelled": report.n_labelled,
@@ -93,6 +109,7 @@ DERIVED: dict[type, tuple[str, ...]] = {
     AdaptationPlan: ("plan_id",),
     AdaptationRun: ("run_id",),
     GateDecision: ("decision_id", "digest", "reasons"),
+    StreamScore: ("told",),
 }
 WRITERS: dict[type, Callable[[Any], Any]] = {
     Window: lambda window: window.key,

@@ -14,7 +14,17 @@ from continual.adapters import SUFFIX
 from continual.adapting import Experience, adapt
 from continual.planning import plan_adaptation
 from continual.plans import AdaptationPlan, AdaptationRun, RunState, Treatment
-from flows.ward import StepRefused, Ward, adapter_of, load_role, score_with, tokens_of, version_in, windows_of
+from flows.ward import (
+    StepRefused,
+    Ward,
+    adapter_of,
+    load_role,
+    score_with,
+    shown_reports,
+    tokens_of,
+    version_in,
+    windows_of,
+)
 from monitor.cohorts import Cohort, Window
 from registry.decisions import GateDecision
 from registry.entries import ChampionRecord
@@ -33,7 +43,8 @@ def propose(ward: Ward, model: str, *, by: str, at: datetime) -> AdaptationPlan 
         raise StepRefused(
             f"{model} has no champion yet; install the live adapter with `wardround promote --first FILE --by NAME`"
         )
-    reports = [r for r in ward.records.reports(model) if version_in(ward, model, r.window) == champion.version]
+    # a plan is read by many: what it rests on and quotes may leave, and no figure of a few patients decides
+    reports = [r for r in shown_reports(ward, model) if version_in(ward, model, r.window) == champion.version]
     drifted = [report.window for report in reports]
     labelled = int(load_role(ward, model, drifted, PatientRole.LEARNING).labelled.sum()) if drifted else 0
     plan = plan_adaptation(

@@ -17,6 +17,8 @@ from continual.feature_store import FeatureStore
 from flows.features import load_features
 from flows.progress import Progress, current_progress
 from monitor.cohorts import Cohort, Window, concatenate
+from monitor.results import WindowReport
+from monitor.suppression import suppress_report
 from registry.held_out import PatientRole, roles_of
 from registry.model_versions import ModelVersions
 from registry.records import Records, open_records
@@ -72,6 +74,11 @@ def open_ward(directory: Path) -> Ward:
     """
     settings = read_settings(directory)
     return Ward(settings=settings, records=open_records(settings.database_url))
+
+
+def shown_reports(ward: Ward, model: str) -> list[WindowReport]:
+    """Give the reports of a model as they may leave the process, without small cells."""
+    return [suppress_report(report, ward.settings.drift.smallest_cell) for report in ward.records.reports(model)]
 
 
 def backbone_of(ward: Ward, model: str) -> Backbone:

@@ -11,6 +11,7 @@ from flows.ward import Ward, load_role, reference_of, version_in, windows_of
 from monitor.cohorts import Window, tile_windows
 from monitor.reports import write_report
 from monitor.results import WindowReport
+from monitor.suppression import blank_values, suppress_report
 from monitor.watching import watch_window
 
 log = logging.getLogger("wardround.watching")
@@ -39,7 +40,9 @@ def watch(ward: Ward, model: str, window: Window, *, at: datetime) -> WindowRepo
     )
     if ward.settings.drift.evidently and len(current):
         ward.progress(f"Watching {window.key}: Evidently report", 0, 0)
-        write_report(reference, current, report_path(ward, model, window))
+        smallest = ward.settings.drift.smallest_cell
+        blank = blank_values(suppress_report(report, smallest))
+        write_report(reference, current, report_path(ward, model, window), smallest=smallest, blank=blank)
     ward.records.save_report(report, at)
     follow_alarm(ward, model, window, at=at)
     return report

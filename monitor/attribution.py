@@ -54,7 +54,7 @@ def attribute_drift(
     for name, column in current.attributes.items():
         if name not in reference.attributes:
             continue
-        before, now = _as_words(reference.attributes[name], column)
+        before, now = as_words(reference.attributes[name], column)
         values, codes = np.unique(np.concatenate([before, now]), return_inverse=True)
         tested = codes[kept]
         shifts, carried = _weigh(scores, tested, is_current, len(values))
@@ -184,7 +184,7 @@ def _weigh(
     return shifts, [float(part) for part in parts / apart] if apart > 0 else nothing
 
 
-def _as_words(before: NDArray[np.generic], now: NDArray[np.generic]) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
+def as_words(before: NDArray[np.generic], now: NDArray[np.generic]) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
     """Turn a numeric attribute into quartiles of the reference; words stay."""
     if before.dtype.kind != "f" or now.dtype.kind != "f":
         return before.astype(np.str_), now.astype(np.str_)

@@ -29,7 +29,7 @@ class EstimationError:
     realised: float
     error: float
     variance: float
-    n: int
+    n: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

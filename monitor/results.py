@@ -44,7 +44,8 @@ class DriftResult:
     ``effect`` is the effect size named by ``effect_name`` (0 means no change). ``p_value`` and
     ``statistic`` are None exactly when the verdict is NOT_ENOUGH_DATA. ``threshold`` is the
     p-value at or under which DRIFT is said, after correction over the whole window, and ``least_effect`` the effect
-    that DRIFT needs as well, so that a huge n does not make a trifle an alarm.
+    that DRIFT needs as well, so that a huge n does not make a trifle an alarm. Counts are None only where they were
+    taken away to protect a small cell.
     """
 
     window: Window
@@ -57,17 +58,20 @@ class DriftResult:
     effect_name: str
     p_value: float | None
     threshold: float
-    n_reference: int
-    n_current: int
-    patients_reference: int
-    patients_current: int
+    n_reference: int | None
+    n_current: int | None
+    patients_reference: int | None
+    patients_current: int | None
     reason: str
     least_effect: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """One figure with its interval; ``value`` is None with a ``reason`` where it is undefined."""
+    """One figure with its interval; ``value`` is None with a ``reason`` where it is undefined.
+
+    ``n`` is None only where it was taken away to protect a small cell.
+    """
 
     name: str
     finding: str
@@ -75,7 +79,7 @@ class Metric:
     low: float | None
     high: float | None
     level: float
-    n: int
+    n: int | None
     reason: str = ""
 
 
@@ -145,6 +149,7 @@ class Harm:
     and so are wider: a few labels scatter more than what they stand for. ``current_error`` is the standard error
     behind them, by sampling alone. ``past_error`` is the standard deviation of the estimator's earlier errors, which
     both intervals of an estimate contain; ``assumptions`` names what it rests on and that does not seem to hold.
+    ``n`` is None only where it was taken away to protect a small cell.
     """
 
     window: Window
@@ -158,7 +163,7 @@ class Harm:
     high: float | None
     level: float
     sure: bool
-    n: int
+    n: int | None
     reason: str
     past_error: float = 0.0
     assumptions: tuple[str, ...] = ()

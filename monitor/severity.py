@@ -38,6 +38,15 @@ class Grade(StrEnum):
     STOP = "stop"
 
 
+GRADE_WORDS = {
+    Grade.QUIET: "Quiet: nobody needs to look.",
+    Grade.NOT_ENOUGH_DATA: "Not enough data to grade.",
+    Grade.WATCH: "Watch: something moved; look at the next window.",
+    Grade.ACT: "Act: a person must look into it now.",
+    Grade.STOP: "Stop: do not rely on the model until somebody has looked.",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Severity:
     """A grade, and each rule of the table that holds, the gravest first, in a sentence with its figures."""

@@ -14,6 +14,9 @@ from enum import StrEnum
 from monitor.policies import DriftPolicy
 from monitor.results import DriftKind, DriftResult, Harm, Source, Verdict, WindowReport
 
+ALIKE = 100.0
+"""The score of what does not differ from the reference beyond chance."""
+
 
 class Stream(StrEnum):
     """What is watched."""
@@ -57,6 +60,17 @@ class StreamScore:
         judged = [part for part in self.parts if part.score is not None]
         return min(judged, key=lambda part: part.score or 0.0, default=None)
 
+    @property
+    def told(self) -> str:
+        """The score in words: its worst part, or that nothing differs; and how many parts, if any, were not judged."""
+        missing = [part for part in self.parts if part.score is None]
+        if self.worst is None or self.worst.score is None:
+            why = missing[0].told.removeprefix("window: ") if missing else "nothing was compared"
+            return f"not judged: {why}" if why else "not judged"
+        alike = "nothing differs from the reference beyond chance"
+        said = alike if self.worst.score >= ALIKE else f"{self.worst.name}: {self.worst.told}"
+        return f"{said}; {len(missing)} of {len(self.parts)} parts not judged" if missing else said
+
 
 def score_streams(report: WindowReport, policy: DriftPolicy) -> tuple[StreamScore, ...]:
     """Score every stream of a window, in the order of ``Stream``; one without any part stays, with None."""
@@ -71,12 +85,7 @@ def score_streams(report: WindowReport, policy: DriftPolicy) -> tuple[StreamScor
 
 def score_headline(streams: Sequence[StreamScore]) -> StreamScore:
     """Sum the streams up in the worst of them; each stays a part, judged or not."""
-    told = {
-        stream.name: f"{stream.worst.name}: {stream.worst.told}" if stream.worst else "not judged" for stream in streams
-    }
-    return _gather(
-        "headline", [Part(name=stream.name, score=stream.score, told=told[stream.name]) for stream in streams]
-    )
+    return _gather("headline", [Part(name=one.name, score=one.score, told=one.told) for one in streams])
 
 
 def _score_drift(result: DriftResult, policy: DriftPolicy) -> Part:
@@ -85,7 +94,7 @@ def _score_drift(result: DriftResult, policy: DriftPolicy) -> Part:
         return Part(name=name, score=None, told=result.reason)
     drifted = result.verdict is Verdict.DRIFT
     least = max(result.least_effect, policy.minimum_effect)
-    return Part(name=name, score=_score(result.effect, least) if drifted else 100.0, told=result.reason)
+    return Part(name=name, score=_score(result.effect, least) if drifted else ALIKE, told=result.reason)
 
 
 def _score_loss(harm: Harm, policy: DriftPolicy) -> Part:
@@ -93,11 +102,11 @@ def _score_loss(harm: Harm, policy: DriftPolicy) -> Part:
     if harm.loss is None:
         return Part(name=name, score=None, told=harm.reason)
     told = f"{harm.loss:+.3f} lost, {'beyond' if harm.sure else 'within'} chance"
-    return Part(name=name, score=_score(harm.loss, policy.tolerated_loss) if harm.sure else 100.0, told=told)
+    return Part(name=name, score=_score(harm.loss, policy.tolerated_loss) if harm.sure else ALIKE, told=told)
 
 
 def _score(size: float, least: float) -> float:
-    return 100.0 * min(1.0, least / size) if size > 0 else 100.0
+    return ALIKE * min(1.0, least / size) if size > 0 else ALIKE
 
 
 def _gather(name: str, parts: Iterable[Part]) -> StreamScore:

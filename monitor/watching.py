@@ -15,20 +15,21 @@ from monitor.comparisons import Background, Question, answer, list_questions
 from monitor.detectors import Outcome, is_constant
 from monitor.embedding_shift import Reference
 from monitor.examples import show_examples
-from monitor.harm import headline_harm, measure_harm
+from monitor.harm import measure_harm
 from monitor.label_shift import estimate_prevalence
 from monitor.multiplicity import holm_thresholds
 from monitor.performance import evaluate
 from monitor.policies import DriftPolicy
 from monitor.results import DriftResult, Verdict, WindowReport
+from monitor.sentences import CONSTANT, tell_report
 from monitor.subgroups import measure_gaps
+from monitor.suppression import suppress_report
 
 EXAMPLES = 12
 SCREEN = 0.1
 """P-value of a first look above which a comparison is plainly quiet."""
 
 Tell = Callable[[str], None]
-CONSTANT = "every study of the window has the same embedding: is preprocessing upstream broken?"
 
 
 def watch_window(  # noqa: PLR0913 - a visit needs both sides, whose they are, and the rules
@@ -84,7 +85,8 @@ def watch_window(  # noqa: PLR0913 - a visit needs both sides, whose they are, a
         examples=examples,
         prevalences=prevalences,
     )
-    return replace(report, reason=_sentence(report))
+    # the reason is read far from the figures, in logs and mails: it never quotes a small cell
+    return replace(report, reason=tell_report(suppress_report(report, policy.smallest_cell)))
 
 
 def headline_verdict(results: Sequence[DriftResult]) -> Verdict:
@@ -119,6 +121,7 @@ def _detect(
             window,
             threshold=next(thresholds) if isinstance(outcome, Outcome) else alpha,
             least=background.least_effect(question, policy),
+            smallest=policy.smallest_cell,
         )
         for question, outcome in zip(questions, found, strict=True)
     )
@@ -139,7 +142,7 @@ def _answer_in_two_steps(
 
 
 def _judge(
-    question: Question, outcome: Outcome | str, window: Window, *, threshold: float, least: float
+    question: Question, outcome: Outcome | str, window: Window, *, threshold: float, least: float, smallest: int
 ) -> DriftResult:
     """Write a comparison down with its verdict; a text is why it could not be made."""
     reference, current = question.reference, question.current
@@ -159,7 +162,9 @@ def _judge(
         n_current=len(current),
         patients_reference=len(np.unique(reference.patients)),
         patients_current=len(np.unique(current.patients)),
-        reason=outcome if isinstance(outcome, str) else _tell_outcome(outcome, threshold, least) + _remark(question),
+        reason=outcome
+        if isinstance(outcome, str)
+        else _tell_outcome(outcome, threshold, least) + _remark(question, smallest),
         least_effect=least,
     )
 
@@ -177,57 +182,17 @@ def _tell_outcome(outcome: Outcome, threshold: float, least: float) -> str:
     return told
 
 
-def _remark(question: Question) -> str:
-    """Say what a person should know beside the figures: everything alike, or a category that is new."""
+def _remark(question: Question, smallest: int) -> str:
+    """Say what a person should know beside the figures: everything alike, or a category that is new.
+
+    A new category of few patients is not named.
+    """
     if is_constant(question.current):
         return f"; {CONSTANT}"
     if question.current.values.dtype.kind not in "US":
         return ""
     new = np.setdiff1d(question.current.values, question.reference.values)
-    return f"; never seen in the reference: {', '.join(map(str, new[:5]))}" if len(new) else ""
-
-
-def _sentence(report: WindowReport) -> str:
-    if not report.n:
-        return "No study arrived in this window."
-    if report.verdict is Verdict.NOT_ENOUGH_DATA:
-        return f"{report.n} studies of {report.patients} patients are too few to judge: {report.results[0].reason}."
-    if report.verdict is Verdict.NO_DRIFT:
-        return _quiet_sentence(report)
-    drifted = [result for result in report.results if result.verdict is Verdict.DRIFT]
-    kinds = list(dict.fromkeys(result.kind.value for result in drifted))
-    features = list(dict.fromkeys(result.feature for result in drifted))
-    alike = f" {CONSTANT.capitalize()}" if any(CONSTANT in result.reason for result in drifted) else ""
-    changed = f"Changed: {', '.join(kinds)} ({', '.join(features)}).{alike}"
-    return f"{changed}{_harm_sentence(report)}{_carrier_sentence(report)}"
-
-
-def _quiet_sentence(report: WindowReport) -> str:
-    """Say that nothing changed, and what that does not cover: changes too small to count, comparisons not made."""
-    results = report.results
-    small = dict.fromkeys(r.feature for r in results if r.p_value is not None and r.p_value <= r.threshold)
-    unknown = dict.fromkeys(f"{r.feature} ({r.reason})" for r in results if r.verdict is Verdict.NOT_ENOUGH_DATA)
-    beyond = f"by enough to count; surely but slightly changed: {', '.join(small)}" if small else "beyond chance"
-    not_judged = f" Not judged: {', '.join(unknown)}." if unknown else ""
-    studies = f"{report.n} studies of {report.patients} patients"
-    return f"Nothing in {studies} differs from the reference {beyond}.{not_judged}"
-
-
-def _harm_sentence(report: WindowReport) -> str:
-    harm = headline_harm(report.harms)
-    if harm is None or harm.current is None or harm.reference is None:
-        return " Without labels the loss is only estimated."
-    sure = "surely worse" if harm.sure else "not surely worse"
-    metric = "AUROC" if harm.metric == "auroc" else harm.metric.capitalize()
-    return f" {metric} {harm.current:.3f} against {harm.reference:.3f} in the reference, {sure}."
-
-
-def _carrier_sentence(report: WindowReport) -> str:
-    """Say where the drift sits, if that is beyond chance: in a value that came or went, or within one."""
-    top = next(iter(report.contributions), None)
-    if top is None or not top.beyond_chance or top.share_reference is None or top.share_current is None:
-        return ""
-    value = f"{top.attribute} = {top.value}"
-    if top.p_within is not None and (top.p_share is None or top.p_within < top.p_share):
-        return f" Images of {value} look other than they did."
-    return f" Most of it sits in {value}: {top.share_reference:.0%} of the reference, {top.share_current:.0%} now."
+    counts = [len(np.unique(question.current.patients[question.current.values == value])) for value in new]
+    named = [str(value) for value, n in zip(new, counts, strict=True) if n >= smallest][:5]
+    rest = [f"values of fewer than {smallest} patients"] if any(n < smallest for n in counts) else []
+    return f"; never seen in the reference: {', '.join([*named, *rest])}" if len(new) else ""

@@ -58,7 +58,11 @@ def compare_gaps(held_out: HeldOutScores, attribute: str, policy: GatePolicy) ->
     if len(groups) < 2:
         short = [value for value in np.unique(values) if explain_shortage(held_out, values == value, policy)]
         shortest = min(short, key=lambda value: count_patients(held_out, values == value))
-        shortage = f"{shortest} has {explain_shortage(held_out, values == shortest, policy)}"
+        # said without its counts: they may be of very few patients, and a decision is read far and wide
+        shortage = (
+            f"{shortest} has too few patients; needed are {policy.minimum_patients}, and "
+            f"{policy.minimum_each_class} with and without the finding"
+        )
         return (_no_gap(held_out, attribute, policy, shortage),)
     counts = draw_counts(held_out, policy)
     shown = dict(list(groups.items())[:1]) if len(groups) == 2 else groups  # of two, each mirrors the other

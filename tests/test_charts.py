@@ -24,9 +24,7 @@ from dashboard.palette import (
     UNKNOWN,
     VERDICT_COLOURS,
 )
-from monitor.reconciliation import reconcile
 from monitor.results import DriftKind, Source, Verdict, WindowReport
-from monitor.streams import Part, StreamScore
 from registry.audit import Event
 from registry.entries import ChampionRecord
 from tests.conftest import MODEL, REFERENCE, UNLABELLED_WEEK, WEEKS, decide, plan_of, report_of, run_of
@@ -340,30 +338,3 @@ def _luminance(colour: str) -> float:
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     red, green, blue = (part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-# --- streams and what estimates were worth
-
-
-def test_streams_are_bars_with_their_scores_and_what_was_not_judged_says_so() -> None:
-    streams = [
-        StreamScore(name="appearance", score=50.0, parts=(Part(name="embedding", score=50.0, told="moved"),)),
-        StreamScore(name="behaviour", score=100.0, parts=(Part(name="score", score=100.0, told="quiet"),)),
-        StreamScore(name="realised performance", score=None, parts=()),
-    ]
-    figure = charts.stream_scores(streams)
-    (bars,) = figure.data
-    assert list(bars.x) == [None, 100.0, 50.0]
-    assert [note.text for note in figure.layout.annotations] == ["not judged", "100", "50", "<i>score</i>"]
-    assert list(bars.marker.color) == [LOOK, QUIET, LOOK]
-    assert bars.hovertext[2] == "embedding: moved"
-
-
-def test_errors_of_estimates_are_drawn_by_figure_with_what_chance_allows() -> None:
-    errors = reconcile(REPORTS)
-    figure = window_charts.estimate_errors(errors)
-    assert sum(len(each.y) for each in figure.data) == len(errors) > 0
-    for each, metric in zip(figure.data, dict.fromkeys(error.metric for error in errors), strict=True):
-        mine = [error for error in errors if error.metric == metric]
-        assert list(each.y) == [error.error for error in mine]
-        assert list(each.error_y.array) == pytest.approx([1.96 * error.variance**0.5 for error in mine])

@@ -261,7 +261,7 @@ def test_tables_leave_what_is_missing_empty(tell_story: Story, name: str) -> Non
     app = page(name)
     if name == "drift":
         app.selectbox(key="window").select(WEEKS[1].key).run()
-    table = app.dataframe[1 if name == "overview" else 0]
+    table = app.dataframe[0]
     assert table.value.isna().any(axis=None)
     assert table.proto.placeholder == "–"
 

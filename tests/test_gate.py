@@ -222,13 +222,13 @@ def test_rare_values_are_judged_together_and_nobody_is_left_out():
     }
 
 
-def test_an_attribute_that_cannot_be_judged_refuses_with_the_n_and_one_value_asks_nothing():
+def test_an_attribute_that_cannot_be_judged_refuses_without_a_small_count_and_one_value_asks_nothing():
     rare = with_sexes(cohort_of("old"), np.array(["F"] * 5 + ["M"] * 195))
     decision = judge(rare, cohort_of("new", gain=1.0))
     (check,) = failed(decision)
     assert check.reason == (
-        "On old cohort the subgroups of sex cannot be judged: F has 5 patients, 2 with and 3 without the finding; "
-        "needed are 20, and 10 with and without."
+        "On old cohort the subgroups of sex cannot be judged: F has too few patients; "
+        "needed are 20, and 10 with and without the finding."
     )
     assert judge(with_sexes(cohort_of("old"), np.full(200, "M")), cohort_of("new", gain=1.0)).promote
 

@@ -1,17 +1,21 @@
 """Evidently's page of a window: written whole, without anybody's markup, whatever a column is called or lacks."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from monitor.cohorts import Cohort
-from monitor.reports import MINIMUM_ROWS, safe_text, write_report
+from monitor.reports import MINIMUM_ROWS, POOLED, safe_frames, safe_text, write_report
 from monitor.tasks import Task
 
 slow = pytest.mark.slow  # importing Evidently costs seconds
 COLUMNS = {Task.BINARY: (1, 1), Task.MULTI_CLASS: (3, 1), Task.MULTI_LABEL: (3, 3)}
 QUALITY = "Accuracy"
+MIDDLES = (0.25, 0.75)
 PAYLOADS = ("<script>alert('ward')</script>", '"><img src=x onerror=alert(1)>', "</script><svg/onload=alert(2)>")
 
 
@@ -36,7 +40,7 @@ def make_cohort(seed=0, n=30, *, task=Task.BINARY, classes=None, labels=None, at
 
 
 def page(reference: Cohort, current: Cohort, path: Path) -> str:
-    assert write_report(reference, current, path) == path
+    assert write_report(reference, current, path, smallest=5) == path
     assert [file.name for file in path.parent.iterdir()] == [path.name], "no part of a file is left"
     return path.read_text(encoding="utf-8")
 
@@ -56,7 +60,7 @@ def test_a_page_is_written_whole_and_over_an_older_one(tmp_path):
 def test_too_few_studies_write_nothing(tmp_path):
     few, many = make_cohort(n=MINIMUM_ROWS - 1), make_cohort()
     for sides in ((few, many), (many, few), (many, make_cohort(n=0))):
-        assert write_report(*sides, tmp_path / "reports" / "week.html") is None
+        assert write_report(*sides, tmp_path / "reports" / "week.html", smallest=2) is None
     assert not list(tmp_path.iterdir())
 
 
@@ -128,3 +132,43 @@ def test_one_class_and_several_labels_leave_it_out_too(tmp_path):
     assert QUALITY not in page(make_cohort(), healthy, tmp_path / "week.html")
     several = [make_cohort(seed, task=Task.MULTI_LABEL) for seed in (0, 1)]
     assert "score c" in page(*several, tmp_path / "week.html")
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 40)), min_size=12, max_size=40),
+    st.integers(2, 8),
+    st.booleans(),
+)
+def test_no_cell_that_evidently_sees_holds_few_patients(rows, smallest, labelled):
+    n, half = len(rows), len(rows) // 2
+    rng = np.random.default_rng(n)
+    whole = make_cohort(
+        n=n,
+        labels=None if labelled else np.full((n, 1), np.nan),
+        attributes={"site": np.array([site for site, _ in rows]), "age": rng.choice([np.nan, 1.0, 2.0, 3.0], n)},
+    )
+    whole = replace(whole, patient_key=np.array([str(patient) for _, patient in rows]))
+    sides = whole.select(slice(half)), whole.select(slice(half, None))
+    if min(side.patients for side in sides) < smallest:
+        return
+    frames = list(safe_frames(*sides, smallest=smallest))
+    for name in set(frames[0]) & set(frames[1]):
+        for cohort, frame in zip(sides, frames, strict=True):
+            values = [value for value in frame[name].unique() if value not in MIDDLES]
+            # few on a side of the threshold are counted, without their scores
+            assert all(len(np.unique(cohort.patient_key[frame[name] == value])) >= smallest for value in values), name
+
+
+def test_scores_stay_on_their_side_of_the_threshold_and_in_order():
+    sides = make_cohort(0, 200), make_cohort(1, 150)
+    for cohort, frame in zip(sides, safe_frames(*sides, smallest=5), strict=True):
+        seen = frame["score tumour"].to_numpy()
+        assert ((seen >= 0.5) == (cohort.scores[:, 0] >= 0.5)).all()
+        assert (np.diff(seen[np.argsort(cohort.scores[:, 0])]) >= 0).all()
+        assert len(np.unique(seen)) > 5
+
+
+def test_values_blank_elsewhere_are_pooled_here():
+    sides = make_cohort(0, 60), make_cohort(1, 60)
+    frames = safe_frames(*sides, smallest=5, blank={("sex", "F"), ("sex", "M")})
+    assert all(set(frame["sex"]) == {POOLED} for frame in frames)

@@ -1,6 +1,8 @@
 """The status: plain JSON for programs, one line a window, and one sentence that says who must act."""
 
+import io
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -8,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from flows.screens import show_status
 from flows.status import headline, plain, status_of
 from flows.ward import open_ward
 from monitor.cohorts import Window
+from monitor.policies import DriftPolicy
 from monitor.results import Evaluation, Metric, Source, Verdict
 from registry.agenda import next_step
 from registry.approvals import approve, reject
@@ -52,7 +57,7 @@ def test_the_status_of_an_empty_ward_has_everything_empty(tmp_path: Path) -> Non
 
 def test_a_headline_is_one_window_in_one_line(tell_story: Callable[[int], Any]) -> None:
     hospital = tell_story(7)
-    drifted, unlabelled = map(headline, hospital.records.reports("tumour-on-mri")[5:7])
+    drifted, unlabelled = (headline(report, DriftPolicy()) for report in hospital.records.reports("tumour-on-mri")[5:7])
     assert drifted["verdict"] is Verdict.DRIFT
     assert "mmd embedding" in drifted["drifted"]
     assert drifted["auroc_loss_low"] < drifted["auroc_loss"] < drifted["auroc_loss_high"]
@@ -75,6 +80,31 @@ def test_calibration_and_discrimination_of_a_window_are_in_its_line(tell_story: 
     hospital.records.save_report(replace(report, evaluations=(measured,)), AT + timedelta(days=365))
     (told,) = status_of(open_ward(hospital.directory))["tumour-on-mri"]["windows"][0]["metrics"]
     assert (told["name"], told["low"], told["value"], told["high"], told["n"]) == ("calibration_slope", 0.6, 0.8, 1, 80)
+
+
+def test_a_headline_carries_every_part_of_its_streams_and_every_reason(tell_story: Callable[[int], Any]) -> None:
+    hospital = tell_story(7)
+    reports = hospital.records.reports("tumour-on-mri")
+    drifted, unlabelled = (plain(headline(report, DriftPolicy(), alarm_windows=2)) for report in reports[5:7])
+    scores = {stream["name"]: stream["score"] for stream in drifted["streams"]}
+    assert drifted["headline"]["score"] == min(scores.values()) < 100
+    assert sum(len(stream["parts"]) for stream in drifted["streams"]) >= len(reports[5].results)
+    assert drifted["severity"]["grade"] in {"act", "stop"}
+    assert any("beyond chance" in reason for reason in drifted["severity"]["reasons"])
+    performance = next(stream for stream in unlabelled["streams"] if stream["name"] == "realised performance")
+    assert (performance["score"], performance["told"][:11]) == (None, "not judged:")
+
+
+def test_the_screen_names_what_sets_each_stream_and_says_what_was_not_judged(tell_story: Callable[[int], Any]) -> None:
+    hospital = tell_story(7)
+    screen = Console(width=80, record=True, file=io.StringIO())
+    show_status(screen, status_of(open_ward(hospital.directory)))
+    text = screen.export_text()
+    assert "headline" in text
+    assert "not judged" in text
+    assert re.search(r"realised performance\s+not judged", text)
+    assert "Act: a person must look" in text or "Stop: do not rely" in text or "Watch: something moved" in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_values_become_words_and_identities_are_among_them(treated: Any) -> None:
