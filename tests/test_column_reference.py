@@ -85,7 +85,7 @@ def test_what_is_missing_is_counted_and_what_is_new_is_seen():
     now[0]["site"] = np.where(np.arange(400) < 50, MISSING, np.where(np.arange(400) < 150, "new", now[0]["site"]))
     found = compare(before, now)
     assert (found["ks", "dose"].missing, found["ks", "dose"].studies) == (100, 300)
-    assert (found["chi_square", "site"].missing, found["chi_square", "site"].studies) == (50, 350)
+    assert (found["chi_square", "site"].missing, found["chi_square", "site"].studies) == (50, 400)
     assert found["chi_square", "site"].p_value < 1e-9
 
 
