@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from monitor.asked_columns import GAPS
 from monitor.attribution import attribute_drift
-from monitor.cohorts import Cohort, Window
+from monitor.cohorts import MISSING, Cohort, Window
 from monitor.comparisons import Background, Question, answer, list_questions
 from monitor.detectors import Outcome, is_constant
-from monitor.embedding_shift import Reference
 from monitor.examples import show_examples
 from monitor.harm import headline_harm, measure_harm
 from monitor.label_shift import estimate_prevalence
@@ -109,7 +109,7 @@ def _detect(
     enough = max(policy.permutations, math.ceil(2 * len(questions) / alpha))
     for question in questions:
         progress(f"{question.detector} on {question.feature}")
-        found.append(_answer_in_two_steps(question, enough, policy, generator, background.embedding))
+        found.append(_answer_in_two_steps(question, enough, policy, generator, background))
     thresholds = iter(holm_thresholds([outcome.p_value for outcome in found if isinstance(outcome, Outcome)], alpha))
     return tuple(
         _judge(
@@ -124,17 +124,17 @@ def _detect(
 
 
 def _answer_in_two_steps(
-    question: Question, enough: int, policy: DriftPolicy, generator: np.random.Generator, fitted: Reference | None
+    question: Question, enough: int, policy: DriftPolicy, generator: np.random.Generator, background: Background
 ) -> Outcome | str:
     """Look closer only where a first look is not plainly quiet: most of a window's comparisons are.
 
     Both p-values are valid and the second is independent of the first, so the one that is given is valid too: at most
     alpha of quiet comparisons have a second of alpha or less, and a first above SCREEN is given as it is.
     """
-    first = answer(question, policy.permutations, policy, generator, fitted)
+    first = answer(question, policy.permutations, policy, generator, background)
     if isinstance(first, str) or first.p_value > SCREEN or enough <= policy.permutations:
         return first
-    return answer(question, enough, policy, generator, fitted)
+    return answer(question, enough, policy, generator, background)
 
 
 def _judge(
@@ -177,13 +177,23 @@ def _tell_outcome(outcome: Outcome, threshold: float, least: float) -> str:
 
 
 def _remark(question: Question) -> str:
-    """Say what a person should know beside the figures: everything alike, or a category that is new."""
+    """Say what a person should know beside the figures: all alike, more or less missing, or a category that is new."""
     if is_constant(question.current):
         return f"; {CONSTANT}"
+    remark = f"; {told}" if (told := _tell_missing(question)) else ""
     if question.current.values.dtype.kind not in "US":
+        return remark
+    new = np.setdiff1d(question.current.values, [*question.reference.values, MISSING])
+    return f"{remark}; never seen in the reference: {', '.join(map(str, new[:5]))}" if len(new) else remark
+
+
+def _tell_missing(question: Question) -> str:
+    """Say how much is missing, where that is not the same share to a percent."""
+    if question.missing is None:
         return ""
-    new = np.setdiff1d(question.current.values, question.reference.values)
-    return f"; never seen in the reference: {', '.join(map(str, new[:5]))}" if len(new) else ""
+    before, now = (f"{share:.0%}".replace("%", " %") for share in question.missing)
+    feature = question.feature.removeprefix(GAPS)
+    return f"{feature} is missing in {now} of studies, {before} in the reference" if before != now else ""
 
 
 def _sentence(report: WindowReport) -> str:
@@ -197,7 +207,9 @@ def _sentence(report: WindowReport) -> str:
     kinds = list(dict.fromkeys(result.kind.value for result in drifted))
     features = list(dict.fromkeys(result.feature for result in drifted))
     alike = f" {CONSTANT.capitalize()}" if any(CONSTANT in result.reason for result in drifted) else ""
-    changed = f"Changed: {', '.join(kinds)} ({', '.join(features)}).{alike}"
+    gone = [told for result in drifted for told in result.reason.split("; ") if " is missing in " in told]
+    missing = f" {'; '.join(gone)}." if gone else ""
+    changed = f"Changed: {', '.join(kinds)} ({', '.join(features)}).{alike}{missing}"
     return f"{changed}{_harm_sentence(report)}{_carrier_sentence(report)}"
 
 
