@@ -278,9 +278,9 @@ def main() -> None:
                 n=told,
             )
         )
-    command = f"uv run --group bench python -m benchmarks.alarms{' --fast' * given.fast}"
-    command += "" if given.fast or years == 200 else f" --years {years}"
-    print(record("alarms", cases, command=command, note="windows of 60 patients, reference 1,001, five comparisons"))
+    command = f"uv run --group bench python -m benchmarks.alarms{'' if years == 200 else f' --years {years}'}"
+    note = "windows of 60 patients, reference 1,001, five comparisons"
+    record("alarms", cases, command=command, note=note, fast=given.fast)
 
 
 if __name__ == "__main__":

@@ -215,10 +215,8 @@ def main() -> None:
         warnings.simplefilter("ignore")
         cases = compare("brain MRI", *brain_windows(count, 120)) + compare("ABIDE sites", *abide_windows(count, 120))
         cases.append(speed(100_000 if fast else 1_000_000))
-    command = f"uv run --group bench python -m benchmarks.harm{' --fast' * fast}"
-    print(
-        record("harm", cases, command=command, note="one thread on both sides; a coverage case is met at 0.90 or more")
-    )
+    command, note = "uv run --group bench python -m benchmarks.harm", "one thread on both sides"
+    record("harm", cases, command=command, note=f"{note}; a coverage case is met at 0.90 or more", fast=fast)
 
 
 if __name__ == "__main__":

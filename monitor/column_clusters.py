@@ -40,12 +40,16 @@ class Clusters:
     pairs: tuple[Codes, ...]
     crowded: Codes
 
-    def count_patients(self, known: NDArray[np.bool_] | None) -> int:
-        """Count the patients who have a study among the known ones, a mask (n,); None: all are known."""
-        if known is None:
-            return self.patients
-        owners = self.owners[self._ordered(known)]
-        return int(np.count_nonzero(np.diff(owners))) + 1 if len(owners) else 0
+    def count_patients(self, known: NDArray[np.bool_] | None) -> tuple[int, float]:
+        """Count the patients who have a study among the known ones, and add up the fourth powers of how many each has.
+
+        Args:
+            known: a mask, shape (n,); None: all are known.
+        """
+        if known is None and self.patients == len(self.owners):
+            return self.patients, float(self.patients)
+        sizes = np.bincount(self.owners if known is None else self.owners[self._ordered(known)])
+        return int(np.count_nonzero(sizes)), float((sizes.astype(np.float64) ** 4).sum())
 
     def count_together(self, codes: SmallCodes, merged: Codes, counts: Floats) -> Floats:
         """Sum, over patients, the products of their counts in every two groups of bins; (K, K), whole numbers.
@@ -123,6 +127,19 @@ def cluster_by_patient(patients: NDArray[Any]) -> Clusters:
         pairs=tuple(pairs),
         crowded=np.flatnonzero(~few[owners]) if not few.all() else nobody,
     )
+
+
+def count_even(together: Floats, fourth: float) -> float:
+    """Give how many patients with as many studies each would tell the variance over patients as well.
+
+    The squares of the patients' sums are added up to a variance; where few of them make most of it, it is known
+    as badly as from few (Satterthwaite 1946, for sums in proportion to a patient's studies).
+
+    Args:
+        together: sums of products from `Clusters.count_together`, shape (K, K).
+        fourth: fourth powers of the patients' studies, added up.
+    """
+    return float(together.sum() ** 2 / max(fourth, 1.0))
 
 
 def covariance_of_shares(counts: Floats, together: Floats, patients: int) -> Floats:

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from monitor.column_clusters import Clusters, cluster_by_patient, covariance_of_shares
-from monitor.column_laws import Figures, cut_at_deciles, judge_ks, judge_table, judge_wasserstein, pool_rare
+from monitor.column_clusters import Clusters, cluster_by_patient, count_even, covariance_of_shares
+from monitor.column_laws import Figures, Noise, cut_at_deciles, judge_ks, judge_table, judge_wasserstein, pool_rare
 from monitor.column_sketches import (
     CategorySketch,
     NumberSketch,
@@ -55,12 +55,14 @@ class ColumnSketch:
         missing: studies without a value.
         together: sums over patients of the products of their studies in every two coarse bins or categories, shape
             (K, K), whole numbers, so that a patient's part can be taken off again exactly.
+        fourth: fourth powers of how many studies the patients have, added up.
     """
 
     sketch: Sketch
     patients: int
     missing: int
     together: Floats
+    fourth: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +85,7 @@ class _Counted:
     patients: int
     missing: int
     together: Floats
+    fourth: float
 
 
 def fit_columns(columns: Mapping[str, NDArray[Any]], patients: NDArray[Any]) -> dict[str, ColumnSketch]:
@@ -118,6 +121,7 @@ def forget_studies(known: ColumnSketch, column: NDArray[Any], patients: NDArray[
         patients=known.patients - taken.patients,
         missing=known.missing - taken.missing,
         together=known.together - _of_reference(sketch, taken),
+        fourth=known.fourth - taken.fourth,
     )
 
 
@@ -154,7 +158,7 @@ def to_arrays(reference: Mapping[str, ColumnSketch]) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {"columns": np.array(list(reference), dtype=np.str_)}
     for place, column in enumerate(reference.values()):
         arrays[f"{place}.kind"] = np.array(type(column.sketch).__name__)
-        arrays[f"{place}.counts_of"] = np.array([column.patients, column.missing])
+        arrays[f"{place}.counts_of"] = np.array([column.patients, column.missing, column.fourth])
         arrays[f"{place}.together"] = column.together
         arrays |= {f"{place}.{f.name}": getattr(column.sketch, f.name) for f in fields(column.sketch)}
     return arrays
@@ -167,9 +171,14 @@ def of_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, ColumnSketch]:
     for place, name in enumerate(arrays["columns"]):
         kind = kinds[str(arrays[f"{place}.kind"])]
         sketch = kind(**{f.name: arrays[f"{place}.{f.name}"] for f in fields(kind)})
-        patients, missing = (int(n) for n in arrays[f"{place}.counts_of"])
-        together = arrays[f"{place}.together"]
-        made[str(name)] = ColumnSketch(sketch=sketch, patients=patients, missing=missing, together=together)
+        patients, missing, fourth = arrays[f"{place}.counts_of"].tolist()
+        made[str(name)] = ColumnSketch(
+            sketch=sketch,
+            patients=int(patients),
+            missing=int(missing),
+            together=arrays[f"{place}.together"],
+            fourth=fourth,
+        )
     return made
 
 
@@ -190,7 +199,11 @@ def _fit(column: NDArray[Any], clusters: Clusters) -> ColumnSketch:
         sketch = sketch_numbers(column)
     counted = _count(sketch, column, clusters)
     return ColumnSketch(
-        sketch=sketch, patients=counted.patients, missing=counted.missing, together=_of_reference(sketch, counted)
+        sketch=sketch,
+        patients=counted.patients,
+        missing=counted.missing,
+        together=_of_reference(sketch, counted),
+        fourth=counted.fourth,
     )
 
 
@@ -205,11 +218,13 @@ def _count(sketch: Sketch, column: NDArray[Any], clusters: Clusters) -> _Counted
     if isinstance(sketch, CategorySketch):
         codes, bins = find_levels(sketch, column.astype(np.str_, copy=False)), len(sketch.levels) + 1
         counts = _tally(codes, bins)
+        patients, fourth = clusters.count_patients(None)
         return _Counted(
             counts=counts,
-            patients=clusters.patients,
+            patients=patients,
             missing=int(counts[bins - 2]),
             together=clusters.count_together(codes, np.arange(bins), counts),
+            fourth=fourth,
         )
     codes, bins, groups = find_bins(sketch, column), len(sketch.counts), int(sketch.coarse[-1]) + 1
     counts = _tally(codes, bins + 1)
@@ -217,11 +232,13 @@ def _count(sketch: Sketch, column: NDArray[Any], clusters: Clusters) -> _Counted
     merged_counts: Floats = np.bincount(merged, weights=counts).astype(np.float64)
     together = clusters.count_together(codes, merged, merged_counts)
     missing = int(counts[bins])
+    patients, fourth = clusters.count_patients(codes < bins if missing else None)
     return _Counted(
         counts=counts[:bins],
-        patients=clusters.count_patients(codes < bins if missing else None),
+        patients=patients,
         missing=missing,
         together=together[:groups, :groups],
+        fourth=fourth,
     )
 
 
@@ -241,8 +258,7 @@ def _test_numbers(
     _need(known, now)
     sizes = int(now.counts.sum()), int(sketch.counts.sum())
     table = np.array([np.bincount(sketch.coarse, weights=counts) for counts in (now.counts, sketch.counts)])
-    noise = covariance_of_shares(table[0], now.together, now.patients)
-    noise += covariance_of_shares(table[1], known.together, known.patients)
+    noise = _noise_of(now, table[0]) + _noise_of(known, table[1])
     if ((now.counts + sketch.counts) > 0).sum() < 2:
         raise NotEnoughData("nothing varies: every value is the same, on both sides")
     apart = np.cumsum(now.counts / sizes[0] - sketch.counts / sizes[1])[:-1]
@@ -267,13 +283,19 @@ def _test_words(
     now = _count(sketch, column, clusters)
     _need(known, now)
     table = np.stack([now.counts, np.append(sketch.counts, 0.0)])
-    noise = covariance_of_shares(table[0], now.together, now.patients)
-    noise[:-1, :-1] += covariance_of_shares(sketch.counts, known.together, known.patients)
+    noise = _noise_of(now, table[0]) + _noise_of(known, sketch.counts)
     if (table.sum(axis=0) > 0).sum() < 2:
         raise NotEnoughData("nothing varies: every value is the same, on both sides")
     sizes = int(table[0].sum()), int(table[1].sum())
     pooled = pool_rare(table, noise)
     return {test: _outcome(judge_table(test, *pooled, sizes), now) for test in tests}
+
+
+def _noise_of(side: ColumnSketch | _Counted, counts: Floats) -> Noise:
+    return Noise(
+        covariance=covariance_of_shares(counts, side.together, side.patients),
+        freedom=max(count_even(side.together, side.fourth) - 1, 1.0),
+    )
 
 
 def _need(known: ColumnSketch, now: _Counted) -> None:

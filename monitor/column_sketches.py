@@ -210,8 +210,9 @@ def _look_up(sketch: NumberSketch, values: Floats) -> SmallCodes:
 
 def _cell_of(values: Floats, grid: Floats) -> Codes:
     """Give the cell 0 … CELLS + 1 of each value; ascending as the values are, rounding included."""
-    places = values - grid[0]
-    places *= grid[1]
+    with np.errstate(over="ignore"):  # what is far away is in an outer cell
+        places = values - grid[0]
+        places *= grid[1]
     np.clip(places, 0.0, CELLS + 1.0, out=places)
     cells: Codes = places.astype(np.intp)
     return cells

@@ -11,11 +11,12 @@ import pytest
 from flows.alarming import follow_alarm
 from flows.ingesting import ingest_export
 from flows.starting import start_ward
-from flows.ward import Ward, open_ward
+from flows.ward import Ward, open_ward, reference_of
 from flows.watching import watch
 from monitor import comparisons
 from monitor.alarms import replay, weigh_window
 from monitor.cohorts import Window
+from monitor.column_reference import LEAST_PATIENTS
 from monitor.results import DriftKind, DriftResult, Verdict, WindowReport
 from registry.entries import windows_open
 from registry.settings import FILE_NAME
@@ -145,11 +146,13 @@ def test_a_large_reference_is_sketched_once_and_its_answers_are_those_of_sketchi
     small: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ingest_export(small.export(0), model=small.model, ward=small.ward, at=AT)
-    monkeypatch.setattr(comparisons, "MOST_PERMUTED", 48)
+    patients = reference_of(small.ward, small.model, "1").patients
+    assert patients >= LEAST_PATIENTS
+    monkeypatch.setattr(comparisons, "MOST_PERMUTED", patients)
     kept = small.directory / "references"
     anew = watch(small.ward, small.model, small.weeks[0], at=AT)
     assert not list(kept.glob("*.npz"))  # the reference's patients alone are not more
-    monkeypatch.setattr(comparisons, "MOST_PERMUTED", 20)
+    monkeypatch.setattr(comparisons, "MOST_PERMUTED", patients - 1)
     first = watch(small.ward, small.model, small.weeks[0], at=AT)
     (path,) = kept.glob("*.npz")
     written = path.stat().st_mtime_ns
