@@ -28,9 +28,9 @@ LEAST_EXPECTED = 5.0
 
 DRAWS = 4000
 SURER = 4.0
-"""Degrees of freedom of the largest variance over all cuts in units of a mean's. A share's variance near the middle
-varies less with whom one met than a mean's does: 2 / (kurtosis - 1) is 4 for a share of a third. Measured with windows of 60
-and 200 of 2,500 patients, geometric study counts, thrice as many for high values."""
+"""Degrees of freedom of the largest variance over all cuts in units of a mean's: the variance of a share near the middle
+varies less with whom one met, 2 / (kurtosis - 1) is 4 for a share of a third. Confirmed by simulation: windows of 60 and
+200 patients against 2,500, geometric study counts, thrice as many for high values."""
 KOLMOGOROV_SQUARED = float(np.pi**2 / 12)
 """Mean of the square of Kolmogorov's law."""
 
@@ -48,7 +48,8 @@ class Noise:
         total = self.covariance.copy()
         total[: len(other.covariance), : len(other.covariance)] += other.covariance
         weight = mine**2 / self.freedom + theirs**2 / other.freedom
-        return Noise(covariance=total, freedom=float((mine + theirs) ** 2 / weight) if weight > 0 else 1.0)
+        fewer = min(self.freedom, other.freedom)
+        return Noise(covariance=total, freedom=float((mine + theirs) ** 2 / weight) if weight > 0 else fewer)
 
     def gather(self, member: Floats) -> Noise:
         """Give the noise of sums of shares, by membership (K, groups)."""
