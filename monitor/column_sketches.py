@@ -183,8 +183,8 @@ def find_levels(sketch: CategorySketch, values: NDArray[np.str_]) -> SmallCodes:
     codes = np.empty(len(wide), dtype=np.int16)
     for start in range(0, len(wide), ROWS_AT_ONCE):
         block = letters[start : start + ROWS_AT_ONCE]
-        places = slots[_slots(block, sketch.letters, sketch.factors)]
-        pointed, found = names.take(places, axis=0), numbers[places]
+        places = slots.take(_slots(block, sketch.letters, sketch.factors))
+        pointed, found = names.take(places, axis=0), numbers.take(places)
         if not np.array_equal(pointed.reshape(-1), block.reshape(-1)):
             others = np.flatnonzero((pointed != block).any(axis=1))
             found[others] = new
@@ -197,7 +197,7 @@ def find_levels(sketch: CategorySketch, values: NDArray[np.str_]) -> SmallCodes:
 def _look_up(sketch: NumberSketch, values: Floats) -> SmallCodes:
     """Count the edges below each finite value."""
     cells = _cell_of(values, sketch.grid)
-    found: SmallCodes = sketch.first[cells]
+    found: SmallCodes = sketch.first.take(cells)
     if not len(sketch.inner):
         return found
     following = np.append(sketch.edges, np.inf)
