@@ -183,9 +183,8 @@ def main() -> None:
     )
     note = "stand-ins: statistics within {:.0e} of the product's, p-values {:.1f} (columns) and {:.1f} (embedding)"
     note = f"{note.format(*told)} binomial errors from the product's"
-    command = f"uv run --group bench python -m benchmarks.alarms{' --fast' * given.fast}"
-    command += "" if given.fast or years == YEARS else f" --years {years}"
-    print(record("alarms", cases, command=command, note=note))
+    command = f"uv run --group bench python -m benchmarks.alarms{'' if years == YEARS else f' --years {years}'}"
+    record("alarms", cases, command=command, note=note, fast=given.fast)
 
 
 if __name__ == "__main__":

@@ -91,8 +91,8 @@ def main() -> None:
         Case(case="mmd, seconds", ours=mine, peer=2 * least, peer_name="twice the bare products", target=1, n=n),
         Case(case="peak MB", ours=memory[0], peer=memory[1], peer_name="alibi-detect MMDDrift", target=4, n=n),
     ]
-    command = f"uv run --group bench python -m benchmarks.kernels{' --fast' * fast}"
-    print(record("kernels", cases, command=command, note="one thread on both sides"))
+    command = "uv run --group bench python -m benchmarks.kernels"
+    record("kernels", cases, command=command, note="one thread on both sides", fast=fast)
 
 
 if __name__ == "__main__":

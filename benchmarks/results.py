@@ -1,14 +1,16 @@
-"""How a benchmark's cases are timed, shown and written to benchmarks/results/NAME.json."""
+"""How a benchmark's cases are timed, shown and, unless it was a fast run, written to benchmarks/results/NAME.json."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from rich.console import Console
@@ -45,19 +47,32 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def record(name: str, cases: list[Case], *, command: str, note: str) -> Path:
-    """Print the table and write the file; returns its path."""
+def growth_case(case: str, times: Mapping[int, float]) -> Case:
+    """Hold the steepest growth between two sizes that follow each other to linear: a slope of 1, seconds over rows.
+
+    Both are logarithms; ``times`` are seconds by rows, ascending.
+    """
+    steepest = max(math.log(times[b] / times[a]) / math.log(b / a) for a, b in pairwise(times))
+    n = ", ".join(f"{rows:,}: {1000 * taken:.3g} ms" for rows, taken in times.items())
+    return Case(case=f"{case}, steepest slope", ours=steepest, peer=1, peer_name="linear", target=0.9, n=n)
+
+
+def record(name: str, cases: list[Case], *, command: str, note: str, fast: bool) -> None:
+    """Print the table and write the file; a fast run measures smaller work and must not stand for the full one."""
     table = Table("case", "n", "ours", "peer", "ratio", "target", "met", title=f"{name}: {note}")
     for case in cases:
         shown = (f"{case.ours:.4g}", f"{case.peer:.4g} ({case.peer_name})", f"{case.ratio:.1f}", f"{case.target:g}")
         table.add_row(case.case, case.n, *shown, "yes" if case.ratio >= case.target else "NO")
     Console(width=160).print(table)
+    if fast:
+        print("a fast run: nothing is written")
+        return
     more = {"command": command, "machine": f"{machine()}; {note}"}
     rows = [asdict(case) | {"ratio": case.ratio, "met": bool(case.ratio >= case.target)} | more for case in cases]
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    return path
+    print(path)
 
 
 def machine() -> str:

@@ -98,8 +98,8 @@ def main() -> None:
         Case(case="seconds", ours=mine, peer=peer, peer_name="fairlearn MetricFrame, scaled up", target=50, n=n),
         Case(case="peak MB beyond the data", ours=peak, peer=500, peer_name="budget", target=1, n=n),
     ]
-    command = f"uv run --group bench python -m benchmarks.subgroups{' --fast' * fast}"
-    print(record("subgroups", cases, command=command, note="one thread on both sides; ours gives everyone else too"))
+    command, note = "uv run --group bench python -m benchmarks.subgroups", "one thread on both sides"
+    record("subgroups", cases, command=command, note=f"{note}; ours gives everyone else too", fast=fast)
 
 
 if __name__ == "__main__":

@@ -6,26 +6,33 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from itertools import takewhile
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from continual.files import write_atomically
 from flows.ward import Ward, load_role, version_in
+from monitor import comparisons
 from monitor.alarms import AlarmState, advance, joins_comparison, list_settled, weigh_window
+from monitor.asked_columns import name_columns
 from monitor.cohorts import Cohort, Window, concatenate
-from monitor.comparisons import Background, calibrate
+from monitor.column_reference import ColumnSketch, of_arrays, to_arrays
+from monitor.comparisons import Background, calibrate, sketch_reference
 from monitor.embedding_shift import Reference, fit_reference, name_reference
 from monitor.reconciliation import reconcile
 from monitor.results import WindowReport
 from registry.entries import AlarmEntry
 
+Arrays = dict[str, NDArray[Any]]
+
 MOST_LEARNED = 2000
 """Patients of a reference up to which embeddings are compared by features learned from both sides."""
 
-CALIBRATION = "least-effects-1"
+CALIBRATION = "least-effects-2"
 """Names how least effects are calibrated; change it whenever detectors, effects or stretches change."""
 
 
@@ -41,26 +48,43 @@ def load_background(ward: Ward, model: str, reference: Cohort, current: Cohort, 
     cohort = concatenate([reference, load_role(ward, model, joined, None)]) if joined else reference
     return Background(
         cohort=cohort,
-        embedding=_fit_once(ward, cohort),
+        embedding=_fit_embedding_once(ward, cohort),
+        columns=_fit_columns_once(ward, cohort),
         least_effects=_calibrate_once(ward, reference, current.patients),
         errors=reconcile(report for report in ward.records.reports(model) if report.window in watched),
     )
 
 
-def _fit_once(ward: Ward, cohort: Cohort) -> Reference | None:
+def _fit_embedding_once(ward: Ward, cohort: Cohort) -> Reference | None:
     """Fit a large reference once and keep it beside the reports; a smaller one is learned from with each window."""
     policy, values = ward.settings.drift, cohort.embeddings
     if values is None or cohort.patients <= MOST_LEARNED or "embedding_shift" not in policy.embedding_detectors:
         return None
-    name = name_reference(values, cohort.patient_key, seed=policy.seed)
+
+    def fit() -> Arrays:
+        return fit_reference(values, cohort.patient_key, generator=np.random.default_rng(policy.seed)).arrays()
+
+    return Reference.of(_keep_once(ward, name_reference(values, cohort.patient_key, seed=policy.seed), fit))
+
+
+def _fit_columns_once(ward: Ward, cohort: Cohort) -> dict[str, ColumnSketch]:
+    """Sketch the columns of a reference once that is so large that every window is compared with it by bins."""
+    policy = ward.settings.drift
+    if cohort.patients <= comparisons.MOST_PERMUTED:
+        return {}
+    name = name_columns(cohort, policy)
+    return of_arrays(_keep_once(ward, name, lambda: to_arrays(sketch_reference(cohort, policy))))
+
+
+def _keep_once(ward: Ward, name: str, fit: Callable[[], Arrays]) -> Arrays:
+    """Give what is kept under a name of its content; what is not there is fitted and kept."""
     path = ward.settings.directory / "references" / f"{name[:32]}.npz"
     if not path.exists():
-        fitted = fit_reference(values, cohort.patient_key, generator=np.random.default_rng(policy.seed))
-        content, arrays = io.BytesIO(), fitted.arrays()
-        np.savez(content, allow_pickle=False, **arrays)
+        content, arrays = io.BytesIO(), fit()
+        np.savez_compressed(content, allow_pickle=False, **arrays)
         write_atomically(path, content.getvalue())
     with np.load(path, allow_pickle=False) as stored:
-        return Reference.of(stored)
+        return dict(stored)
 
 
 def _calibrate_once(ward: Ward, reference: Cohort, patients: int) -> dict[str, float]:

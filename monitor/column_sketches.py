@@ -1,8 +1,10 @@
 """One column reduced to bins: learned once from a reference, then any window is counted in one pass.
 
 Numbers are cut at quantiles of the reference, so that every distribution function is known at some hundred places,
-whatever n was; few distinct values are kept exactly. A window's values find their bin through a table of
-equal cells (as in an interpolation search), about twenty times faster than a binary search over the cuts.
+whatever n was; few distinct values are kept exactly. A value finds its bin through a table of many equal cells
+of the reference's range. Where no cell holds much of the reference the cuts are moved to the cells' ends, so that the
+table alone tells the bin; elsewhere a cut inside a cell is looked at. A word is looked up by some of its letters and
+held against the whole category that they point at.
 """
 
 from __future__ import annotations
@@ -14,19 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitor.cohorts import MISSING
+from monitor.text_hashing import ROWS_AT_ONCE, hash_text, mix_bits
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.intp]
-Hashes = NDArray[np.uint64]
+SmallCodes = NDArray[np.int16]
 
 FINE_BINS = 512
 COARSE_BINS = 40
 MOST_CATEGORIES = 500
-CELLS = 1 << 14
+CELLS = 1 << 16
 SLOTS = 16
 """Bits of a hash that find a category."""
-ROWS_AT_ONCE = 1 << 15
-"""A block of rows whose passes stay in the cache."""
+TRIES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -41,6 +43,9 @@ class NumberSketch:
         centres: mean of the reference's values in each bin (middle of a bin without any), shape (E + 1,).
         coarse: coarse bin of each bin, ascending, shape (E + 1,).
         spread: standard deviation of the reference's studies, shape (1,).
+        grid: lower end of the cells and cells per unit, shape (2,).
+        first: first bin of each cell; cell 0 is all that lies below, the last all above; shape (CELLS + 2,).
+        inner: edges inside each cell, that is not at its end, from `first` on, shape (CELLS + 2,); empty if none has.
     """
 
     edges: Floats
@@ -48,6 +53,9 @@ class NumberSketch:
     centres: Floats
     coarse: Codes
     spread: Floats
+    grid: Floats
+    first: SmallCodes
+    inner: SmallCodes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,14 +63,18 @@ class CategorySketch:
     """The shares of a column of categories.
 
     Attributes:
-        levels: the categories, sorted, shape (L,); empty if there are more than MOST_CATEGORIES, or none.
+        levels: the categories, sorted, then MISSING, shape (L,); MISSING alone if there are more than MOST_CATEGORIES.
         counts: studies of the reference in each, shape (L,).
-        distinct: how many different categories there were, shape (1,).
+        distinct: how many different categories there were beside MISSING, shape (1,).
+        letters: places of the letters that a word is looked up by, shape (k,).
+        factors: what these are multiplied with, shape (k,).
     """
 
     levels: NDArray[np.str_]
     counts: Floats
     distinct: Codes
+    letters: Codes
+    factors: NDArray[np.uint32]
 
 
 Sketch = NumberSketch | CategorySketch
@@ -73,43 +85,49 @@ def sketch_numbers(values: NDArray[Any]) -> NumberSketch:
 
     The Kolmogorov–Smirnov distance of any window at the sketch's edges is exact for up to 512 distinct values;
     beyond, it falls short by at most the largest share a bin has of the reference without an edge's own value:
-    under 2 / 512, and 1 / 512 + 1 / n where values do not repeat.
+    under 2 / 512.
 
     Raises:
         ValueError: infinite values.
     """
     known = np.sort(_known_numbers(values))
-    if not len(known):
-        none = np.zeros(0)
-        return NumberSketch(
-            edges=none, counts=np.zeros(1), centres=np.zeros(1), coarse=np.zeros(1, dtype=np.intp), spread=np.ones(1)
-        )
-    edges = _cut_values(known)
+    edges, grid = _cut_values(known) if len(known) else (np.zeros(0), np.zeros(2))
+    first, inner = _lay_cells(edges, grid)
     ends = np.searchsorted(known, edges, side="right")
     counts = np.diff(ends, prepend=0, append=len(known)).astype(np.float64)
-    middles = np.concatenate([edges[:1], edges[:-1] / 2 + edges[1:] / 2, edges[-1:]])
-    filled = np.flatnonzero(counts)
-    middles[filled] = np.add.reduceat(known, np.concatenate([[0], ends])[filled]) / counts[filled]
     return NumberSketch(
         edges=edges,
         counts=counts,
-        centres=middles,
+        centres=_centre_bins(known, edges, ends, counts) if len(known) else np.zeros(1),
         coarse=merge_bins(counts, COARSE_BINS, keep_heavy=True),
-        spread=np.array([known.std() or 1.0]),
+        spread=np.array([float(known.std()) or 1.0 if len(known) else 1.0]),
+        grid=grid,
+        first=first,
+        inner=inner,
     )
 
 
 def sketch_categories(values: NDArray[np.str_]) -> CategorySketch:
-    """Sketch a column of categories (n,); MISSING and the empty text are missing."""
+    """Sketch a column of categories (n,); the empty text is MISSING."""
     hashes = hash_text(values)
-    known = ~_is_missing(hashes)
-    _, first, counts = np.unique(hashes[known], return_index=True, return_counts=True)
-    levels = values[known][first]
-    distinct = np.array([len(levels)])
-    if len(levels) > MOST_CATEGORIES:
-        levels, counts = levels[:0], counts[:0]
-    order = np.argsort(levels)
-    return CategorySketch(levels=levels[order], counts=counts[order].astype(np.float64), distinct=distinct)
+    order = np.argsort(hashes)
+    starts = np.flatnonzero(np.diff(hashes[order], prepend=~hashes[order[:1]]))
+    names, counts = values[order[starts]], np.diff(np.append(starts, len(values))).astype(np.float64)
+    empty = (names == MISSING) | (names == "")
+    missing, names, counts = counts[empty].sum(), names[~empty], counts[~empty]
+    distinct = len(names)
+    if distinct > MOST_CATEGORIES:
+        names, counts = names[:0], counts[:0]
+    order = np.argsort(names)
+    levels = np.append(names[order], MISSING)
+    letters, factors = _choose_letters(levels)
+    return CategorySketch(
+        levels=levels,
+        counts=np.append(counts[order], missing),
+        distinct=np.array([distinct]),
+        letters=letters,
+        factors=factors,
+    )
 
 
 def merge_bins(counts: Floats, parts: int, *, keep_heavy: bool) -> Codes:
@@ -117,6 +135,8 @@ def merge_bins(counts: Floats, parts: int, *, keep_heavy: bool) -> Codes:
 
     With ``keep_heavy`` a bin that holds a part or more stays alone, and so do the first and the last.
     """
+    if len(counts) < 2:
+        return np.zeros(len(counts), dtype=np.intp)
     wanted = counts.sum() * np.arange(1, parts) / parts
     last = np.searchsorted(np.cumsum(counts), wanted - 1e-9)
     starts = np.zeros(len(counts) + 1, dtype=np.bool_)
@@ -128,116 +148,110 @@ def merge_bins(counts: Floats, parts: int, *, keep_heavy: bool) -> Codes:
     return np.cumsum(starts[:-1])
 
 
-def find_bins(sketch: NumberSketch, values: NDArray[Any]) -> Codes:
-    """Give the bin of each value (n,), -1 where it is missing.
+def find_bins(sketch: NumberSketch, values: NDArray[Any]) -> SmallCodes:
+    """Give the bin of each value (n,); one that is missing gets the number of bins, E + 1.
 
     Raises:
         ValueError: infinite values.
     """
-    codes = np.empty(len(values), dtype=np.intp)
-    table = _CellTable(sketch.edges)
+    codes = np.empty(len(values), dtype=np.int16)
     for start in range(0, len(values), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
         block = values[rows].astype(np.float64, copy=False)
         if np.isfinite(block).all():
-            codes[rows] = table.find(block)
+            codes[rows] = _look_up(sketch, block)
         else:
             missing = np.isnan(block)
-            codes[rows][~missing] = table.find(_known_numbers(block))
-            codes[rows][missing] = -1
+            codes[rows][~missing] = _look_up(sketch, _known_numbers(block))
+            codes[rows][missing] = len(sketch.counts)
     return codes
 
 
-def find_levels(sketch: CategorySketch, values: NDArray[np.str_]) -> tuple[Codes, NDArray[np.str_]]:
-    """Give the number of each category (n,), -1 where it is missing, and the categories the reference has not, sorted.
-
-    Those are numbered on from the reference's L, in their order.
-    """
-    known = hash_text(np.concatenate([sketch.levels, [MISSING, ""]]))
-    names = np.concatenate([np.arange(len(sketch.levels)), [-1, -1]])
+def find_levels(sketch: CategorySketch, values: NDArray[np.str_]) -> SmallCodes:
+    """Give the number of each category (n,), the empty text's as MISSING; one that the reference has not gets L."""
+    wide = np.ascontiguousarray(values, dtype=values.dtype if values.dtype.itemsize else "U1")
+    width, new = wide.dtype.itemsize // 4, len(sketch.levels)
+    letters = wide.view(np.uint32).reshape(len(wide), width)
+    known = np.append(sketch.levels, "")
+    fitting = np.flatnonzero(np.char.str_len(known) <= width)
+    names = known[fitting].astype(f"U{width}").view(np.uint32).reshape(len(fitting), width)
+    numbers = np.minimum(fitting, new - 1).astype(np.int16)
     slots = np.zeros(1 << SLOTS, dtype=np.intp)
-    slots[known >> np.uint64(64 - SLOTS)] = np.arange(len(known))
-    codes = np.empty(len(values), dtype=np.intp)
-    strange: list[tuple[Codes, Hashes]] = []
-    for start in range(0, len(values), ROWS_AT_ONCE):
-        hashes = hash_text(values[start : start + ROWS_AT_ONCE])
-        places = slots[hashes >> np.uint64(64 - SLOTS)]
-        codes[start : start + ROWS_AT_ONCE] = names[places]
-        if len(other := np.flatnonzero(known[places] != hashes)):
-            strange.append((other + start, hashes[other]))
-    if not strange:
-        return codes, sketch.levels[:0]
-    return _name_strangers(values, codes, strange, (known, names))
-
-
-def hash_text(values: NDArray[np.str_]) -> Hashes:
-    """Hash texts (n,) to 64 bits, the same whatever the width of the array's type."""
-    wide = np.ascontiguousarray(values)
-    letters = (
-        wide.view(np.uint32).reshape(len(wide), -1) if wide.dtype.itemsize else np.zeros((len(wide), 0), np.uint32)
-    )
-    factors = mix_bits(np.arange(1, letters.shape[1] + 1, dtype=np.uint64)) | np.uint64(1)
-    hashes = np.empty(len(wide), dtype=np.uint64)
+    own = _slots(names, sketch.letters, sketch.factors)
+    slots[own] = np.arange(len(names))
+    crowded_out = np.flatnonzero(slots[own] != np.arange(len(names)))
+    codes = np.empty(len(wide), dtype=np.int16)
     for start in range(0, len(wide), ROWS_AT_ONCE):
         block = letters[start : start + ROWS_AT_ONCE]
-        sums = np.zeros(len(block), dtype=np.uint64)
-        for place, factor in enumerate(factors):
-            sums += block[:, place] * factor
-        hashes[start : start + ROWS_AT_ONCE] = mix_bits(sums)
-    return hashes
+        places = slots.take(_slots(block, sketch.letters, sketch.factors))
+        pointed, found = names.take(places, axis=0), numbers.take(places)
+        if not np.array_equal(pointed.reshape(-1), block.reshape(-1)):
+            others = np.flatnonzero((pointed != block).any(axis=1))
+            found[others] = new
+            for place in crowded_out:
+                found[others[(block[others] == names[place]).all(axis=1)]] = numbers[place]
+        codes[start : start + ROWS_AT_ONCE] = found
+    return codes
 
 
-def mix_bits(numbers: Hashes) -> Hashes:
-    """Scramble 64-bit numbers one to one (SplitMix, Steele et al. 2014)."""
-    mixed = numbers + np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed ^= mixed >> np.uint64(shift)
-        mixed *= np.uint64(factor)
-    mixed ^= mixed >> np.uint64(31)
-    return mixed
-
-
-class _CellTable:
-    """For each of many equal cells of the edges' range, the first edge in it: nearly every value is one step away."""
-
-    def __init__(self, edges: Floats) -> None:
-        self.edges = edges
-        few = max(1, len(edges) // 500)
-        inner = edges[few:-few] if len(edges) > 2 * few + 1 else edges
-        width = float(inner[-1] - inner[0]) if len(inner) else 0.0
-        self.low = float(inner[0]) if len(inner) else 0.0
-        self.cells_per_unit = CELLS / width if width > 0 and np.isfinite(CELLS / width) else 0.0
-        own = self._cell(edges)
-        self.first = np.searchsorted(own, np.arange(CELLS + 2))
-        self.crowded = np.bincount(own, minlength=CELLS + 2) > 1
-        self.next = np.append(edges, np.inf)
-
-    def _cell(self, values: Floats) -> NDArray[np.int32]:
-        """Cell 0 is all that lies below the range, the last all above; ascending as the values, rounding included."""
-        places = (values - self.low) * self.cells_per_unit
-        np.clip(places, -1.0, CELLS, out=places)
-        places += 1.0
-        return places.astype(np.int32)
-
-    def find(self, values: Floats) -> Codes:
-        """Count the edges below each finite value."""
-        cells = self._cell(values)
-        found: Codes = self.first[cells]
-        found += values > self.next[found]
-        if len(several := np.flatnonzero(self.crowded[cells])):
-            found[several] = np.searchsorted(self.edges, values[several])
+def _look_up(sketch: NumberSketch, values: Floats) -> SmallCodes:
+    """Count the edges below each finite value."""
+    cells = _cell_of(values, sketch.grid)
+    found: SmallCodes = sketch.first.take(cells)
+    if not len(sketch.inner):
         return found
+    following = np.append(sketch.edges, np.inf)
+    for _ in range(2):  # a value that stands alone has an edge on either side
+        found += values > following[found]
+    if sketch.inner.max() > 2 and len(several := np.flatnonzero(sketch.inner[cells] > 2)):
+        found[several] = np.searchsorted(sketch.edges, values[several])
+    return found
 
 
-def _known_numbers(values: NDArray[Any]) -> Floats:
-    known: Floats = values[~np.isnan(values)].astype(np.float64, copy=False)
-    if not np.isfinite(known).all():
-        raise ValueError("values must be finite or NaN for missing; quarantine infinite ones at ingest")
-    return known
+def _cell_of(values: Floats, grid: Floats) -> Codes:
+    """Give the cell 0 … CELLS + 1 of each value; ascending as the values are, rounding included."""
+    with np.errstate(over="ignore"):  # what is far away is in an outer cell
+        places = values - grid[0]
+        places *= grid[1]
+    np.clip(places, 0.0, CELLS + 1.0, out=places)
+    cells: Codes = places.astype(np.intp)
+    return cells
 
 
-def _cut_values(ascending: Floats) -> Floats:
-    """Give the edges: quantiles, and beside a value that repeats enough its left neighbour, so that it stands alone."""
+def _grid(low: float, high: float) -> Floats:
+    """Lay cells 1 … CELLS over a range."""
+    width = (high - low) / (CELLS - 2)
+    if not (0 < width < np.inf) or not np.isfinite(1 / width):
+        return np.zeros(2)
+    return np.array([low - 2 * width, 1 / width])
+
+
+def _lay_cells(edges: Floats, grid: Floats) -> tuple[SmallCodes, SmallCodes]:
+    """Tell for each cell how many edges lie in cells before it, and how many inside it, not at its end."""
+    own = _cell_of(edges, grid)
+    inside = own[_cell_of(np.nextafter(edges, np.inf), grid) == own]
+    first = np.searchsorted(own, np.arange(CELLS + 2)).astype(np.int16)
+    inner = np.bincount(inside, minlength=CELLS + 2).astype(np.int16)
+    return first, inner if len(inside) else inner[:0]
+
+
+def _cut_values(ascending: Floats) -> tuple[Floats, Floats]:
+    """Give the edges and the grid of cells: at ends of cells, or at values where some repeat or crowd in few cells."""
+    grid = _grid(float(ascending[0]), float(ascending[-1]))
+    cells = _cell_of(ascending, grid)
+    counts = np.bincount(cells, minlength=CELLS + 2)
+    if counts.max() * FINE_BINS < len(ascending):
+        wanted = np.ceil(len(ascending) * np.arange(1, FINE_BINS + 1) / FINE_BINS)
+        ends = np.searchsorted(np.cumsum(counts), wanted)
+        return _ends_of_cells(np.unique(np.concatenate([[cells[0] - 1], ends])), grid), grid
+    edges = _cut_at_values(ascending)
+    few = max(1, len(edges) // 500)
+    middle = edges[few:-few] if len(edges) > 2 * few + 1 else edges
+    return edges, _grid(float(middle[0]), float(middle[-1]))
+
+
+def _cut_at_values(ascending: Floats) -> Floats:
+    """Give quantiles, and beside a value that repeats enough its left neighbour, so that it stands alone."""
     n = len(ascending)
     distinct, counts = np.unique(ascending, return_counts=True)
     if len(distinct) <= FINE_BINS:
@@ -248,21 +262,67 @@ def _cut_values(ascending: Floats) -> Floats:
     return np.unique(np.concatenate([ends, heavy, np.nextafter(heavy, -np.inf)]))
 
 
-def _is_missing(hashes: Hashes) -> NDArray[np.bool_]:
-    return np.isin(hashes, hash_text(np.array([MISSING, ""])))
+def _ends_of_cells(cells: Codes, grid: Floats) -> Floats:
+    """Find the last number in each cell, by halving the numbers between two that enclose it."""
+    near = grid[0] + (cells + 1) / grid[1]
+    slack = 1 / grid[1]
+    low, high = _rank(near - slack), _rank(near + slack)
+    while (high - low).max() > 1:
+        middle = low + (high - low) // 2
+        inside = _cell_of(_number(middle), grid) <= cells
+        low, high = np.where(inside, middle, low), np.where(inside, high, middle)
+    return _number(low)
 
 
-def _name_strangers(
-    values: NDArray[np.str_], codes: Codes, strange: list[tuple[Codes, Hashes]], known: tuple[Hashes, Codes]
-) -> tuple[Codes, NDArray[np.str_]]:
-    """Number the categories that were not found at their slot: a few known ones that share it, and new ones."""
-    rows, hashes = (np.concatenate(parts) for parts in zip(*strange, strict=True))
-    unique, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-    order = np.argsort(known[0])
-    places = order[np.minimum(np.searchsorted(known[0], unique, sorter=order), len(order) - 1)]
-    is_known = known[0][places] == unique
-    fresh = values[rows[first[~is_known]]]
-    numbers = known[1][places]
-    numbers[~is_known] = len(known[0]) - 2 + np.argsort(np.argsort(fresh))
-    codes[rows] = numbers[inverse]
-    return codes, np.sort(fresh)
+def _rank(numbers: Floats) -> Codes:
+    """Number the finite floats in order."""
+    bits = numbers.view(np.int64)
+    return np.where(bits >= 0, bits, -(bits & np.iinfo(np.int64).max))
+
+
+def _number(ranks: Codes) -> Floats:
+    """Undo `_rank`."""
+    return np.where(ranks >= 0, ranks, np.iinfo(np.int64).min - ranks).view(np.float64)
+
+
+def _centre_bins(known: Floats, edges: Floats, ends: Codes, counts: Floats) -> Floats:
+    """Give the mean of each bin's values; of an empty one the middle."""
+    middles = np.concatenate([edges[:1], edges[:-1] / 2 + edges[1:] / 2, edges[-1:]])
+    filled = np.flatnonzero(counts)
+    middles[filled] = np.add.reduceat(known, np.concatenate([[0], ends])[filled]) / counts[filled]
+    return middles
+
+
+def _known_numbers(values: NDArray[Any]) -> Floats:
+    known: Floats = values[~np.isnan(values)].astype(np.float64, copy=False)
+    if not np.isfinite(known).all():
+        raise ValueError("values must be finite or NaN for missing; quarantine infinite ones at ingest")
+    return known
+
+
+def _choose_letters(levels: NDArray[np.str_]) -> tuple[Codes, NDArray[np.uint32]]:
+    """Choose a few letters that tell the levels and the empty text apart, and factors that give each its own slot."""
+    texts = np.append(levels, "")
+    letters = texts.view(np.uint32).reshape(len(texts), -1)
+    chosen: list[int] = []
+    parts = np.zeros(len(texts), dtype=np.intp)
+    while (told := parts.max() + 1) < len(texts):
+        splits = [np.unique(parts * (1 << 21) + column, return_inverse=True)[1] for column in letters.T]
+        best = int(np.argmax([split.max() for split in splits]))
+        if splits[best].max() + 1 == told:
+            break
+        chosen, parts = [*chosen, best], splits[best]
+    places = np.array(chosen, dtype=np.intp)
+    seeds = np.arange(TRIES * len(places), dtype=np.uint64).reshape(TRIES, len(places))
+    tried = (mix_bits(seeds) >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
+    apart = [len(set(_slots(letters, places, factors).tolist())) for factors in tried]
+    return places, tried[int(np.argmax(apart))]
+
+
+def _slots(letters: NDArray[np.uint32], places: Codes, factors: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Give the slot of texts that are shown as letters (n, width); what lies beyond the width is blank."""
+    sums = np.zeros(len(letters), dtype=np.uint32)
+    for place, factor in zip(places, factors, strict=True):
+        if place < letters.shape[1]:
+            sums += letters[:, place] * factor
+    return sums >> np.uint32(32 - SLOTS)

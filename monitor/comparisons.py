@@ -10,21 +10,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monitor.alarms import name_comparison
+from monitor.asked_columns import is_asked, list_columns, shares_missing
 from monitor.cohorts import MISSING, Cohort
-from monitor.column_reference import CATEGORY_TESTS, NUMERIC_TESTS, compare_columns, fit_columns
+from monitor.column_reference import (
+    CATEGORY_TESTS,
+    LEAST_PATIENTS,
+    NUMERIC_TESTS,
+    ColumnSketch,
+    compare_columns,
+    fit_columns,
+    forget_studies,
+)
 from monitor.detectors import EFFECT_NAMES, Outcome, Sample, compare
 from monitor.effect_calibration import calibrate_effects
 from monitor.embedding_shift import Reference, test_shift
 from monitor.policies import DriftPolicy
 from monitor.reconciliation import EstimationError
 from monitor.results import DriftKind, NotEnoughData
-from monitor.uncertainty import entropy, margin
 
 Floats = NDArray[np.float64]
 
 PERMUTATIONS_TO_CALIBRATE = 99
 MOST_PERMUTED = 2000
-"""Patients on both sides together beyond which a column is compared by its bins and not by relabelling."""
+"""Patients on both sides together beyond which a column is compared by its bins and not by relabelling, unless a side
+has too few for a large-sample law."""
 
 AT_EQUAL_MIX = ("alibi_context_mmd",)
 """Detectors that ask for drift beyond the change in case mix."""
@@ -35,13 +44,18 @@ SLOW = "alibi_"
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Question:
-    """One comparison to be made: a detector on a feature of both sides."""
+    """One comparison to be made: a detector on a feature of both sides.
+
+    ``missing`` is the share of studies without a value, in the reference and in the window, where that is part of the
+    question and any is missing.
+    """
 
     detector: str
     kind: DriftKind
     feature: str
     reference: Sample
     current: Sample
+    missing: tuple[float, float] | None = None
 
     @property
     def name(self) -> str:
@@ -56,13 +70,15 @@ class Background:
     ``cohort`` is what it is compared with: the reference and the quiet windows that joined it. ``least_effects`` are
     the effects that count, by comparison; the policy's least serves where none was calibrated. ``errors`` are what
     earlier estimates without labels were off by. ``embedding`` is the cohort fitted for ``embedding_shift``; without it
-    features are learned anew from both sides, which sees more but costs more where a reference is large.
+    features are learned anew from both sides, which sees more but costs more where a reference is large. ``columns``
+    are its columns by comparison, from `sketch_reference`; one that is not there is sketched when it is needed.
     """
 
     cohort: Cohort
     least_effects: Mapping[str, float] = field(default_factory=dict)
     errors: tuple[EstimationError, ...] = ()
     embedding: Reference | None = None
+    columns: Mapping[str, ColumnSketch] = field(default_factory=dict)
 
     def least_effect(self, question: Question, policy: DriftPolicy) -> float:
         """Give the least effect that counts in a comparison."""
@@ -84,16 +100,6 @@ def calibrate(
 
 def list_questions(reference: Cohort, current: Cohort, policy: DriftPolicy) -> Iterator[Question]:
     """List every comparison that the policy asks for and the cohorts allow."""
-
-    def ask(detector: str, kind: DriftKind, feature: str, before: NDArray[Any], now: NDArray[Any]) -> Question:
-        return Question(
-            detector=detector,
-            kind=kind,
-            feature=feature,
-            reference=_known(before, reference.patient_key),
-            current=_known(now, current.patient_key),
-        )
-
     if reference.embeddings is not None or current.embeddings is not None:
         for name in policy.embedding_detectors:
             if policy.alibi_detect or not name.startswith("alibi_"):
@@ -105,27 +111,39 @@ def list_questions(reference: Cohort, current: Cohort, policy: DriftPolicy) -> I
                     reference=_embedded(reference, mixes[0]),
                     current=_embedded(current, mixes[1]),
                 )
-    for name, column_now in current.image_statistics.items():
-        if name in reference.image_statistics:
-            yield ask("ks", DriftKind.APPEARANCE, f"image {name}", reference.image_statistics[name], column_now)
-    for column, finding in enumerate(current.findings):
-        sides = reference.scores[:, column], current.scores[:, column]
-        yield ask(policy.score_detector, DriftKind.BEHAVIOUR, f"score {finding}", *sides)
-    for feature, measure in (("uncertainty", entropy), ("margin", margin)):
-        sides = measure(reference.scores, reference.task), measure(current.scores, current.task)
-        # of one chance the margin is the uncertainty read backwards, and needs no test of its own
-        if feature == "uncertainty" or current.scores.shape[1] > 1:
-            yield ask(policy.score_detector, DriftKind.BEHAVIOUR, feature, *sides)
-    for name, column_now in current.attributes.items():
-        if name in reference.attributes and (not policy.acquisition or name in policy.acquisition + policy.case_mix):
-            kind = DriftKind.CASE_MIX if name in policy.case_mix else DriftKind.ACQUISITION
-            detector = "ks" if column_now.dtype.kind == "f" else "chi_square"
-            yield ask(detector, kind, name, reference.attributes[name], column_now)
-    labels = reference.binary_labels(), current.binary_labels()
-    for column, finding in enumerate(current.findings):
-        if not np.isnan(labels[1][:, column]).all():
-            sides = labels[0][:, column], labels[1][:, column]
-            yield ask("chi_square", DriftKind.CASE_MIX, f"prevalence {finding}", *sides)
+    # numbers for keys, given once and in the keys' order, are told apart ten times faster in every comparison
+    owners = np.unique(np.concatenate([reference.patient_key, current.patient_key]), return_inverse=True)[1]
+    known = {column.feature: column for column in list_columns(reference, policy)}
+    for now in list_columns(current, policy):
+        before = known.get(now.feature)
+        if before is not None and is_asked(before, now):
+            yield Question(
+                detector=now.detector,
+                kind=now.kind,
+                feature=now.feature,
+                reference=_known(before.values, owners[: len(reference)]),
+                current=_known(now.values, owners[len(reference) :]),
+                missing=shares_missing(before, now),
+            )
+
+
+def sketch_reference(cohort: Cohort, policy: DriftPolicy) -> dict[str, ColumnSketch]:
+    """Fit the columns of a cohort once for all windows that are compared by bins; by the comparison's name."""
+    owners = cohort.patient_index
+    return {
+        name_comparison(column.detector, column.feature): _sketch(column.detector, _known(column.values, owners))
+        for column in list_columns(cohort, policy)
+        if column.detector in NUMERIC_TESTS + CATEGORY_TESTS
+    }
+
+
+def _sketch(detector: str, sample: Sample) -> ColumnSketch:
+    return fit_columns({"column": _as_read(detector, sample.values)}, sample.patients)["column"]
+
+
+def _as_read(detector: str, values: NDArray[Any]) -> NDArray[Any]:
+    """Give a column as the test of its bins reads it: numbers that are categories as words."""
+    return values.astype(np.str_, copy=False) if detector == "chi_square" else values
 
 
 def answer(
@@ -133,19 +151,20 @@ def answer(
     permutations: int,
     policy: DriftPolicy,
     generator: np.random.Generator,
-    fitted: Reference | None = None,
+    background: Background | None = None,
 ) -> Outcome | str:
-    """Make one comparison, against a fitted reference where there is one; a text says why it cannot be made."""
+    """Make one comparison, against what the background has fitted of it; a text says why it cannot be made."""
     sides = {"reference": question.reference, "window": question.current}
     patients = {side: len(np.unique(sample.patients)) for side, sample in sides.items()}
     for side, n in patients.items():
         if n < policy.minimum_patients:
             return f"{n} patients in the {side}, {policy.minimum_patients} needed"
     try:
-        if question.detector == "embedding_shift" and fitted is not None:
-            return _answer_by_fit(question, fitted, permutations, generator)
-        if question.detector in NUMERIC_TESTS + CATEGORY_TESTS and sum(patients.values()) > MOST_PERMUTED:
-            return _answer_by_bins(question)
+        if question.detector == "embedding_shift" and background is not None and background.embedding is not None:
+            return _answer_by_fit(question, background.embedding, permutations, generator)
+        many = sum(patients.values()) > MOST_PERMUTED and min(patients.values()) >= LEAST_PATIENTS
+        if many and question.detector in NUMERIC_TESTS + CATEGORY_TESTS:
+            return _answer_by_bins(question, background.columns.get(question.name) if background else None)
         return compare(
             question.detector, question.reference, question.current, permutations=permutations, generator=generator
         )
@@ -164,15 +183,17 @@ def _answer_by_fit(question: Question, fitted: Reference, permutations: int, gen
     )
 
 
-def _answer_by_bins(question: Question) -> Outcome:
-    """Compare a column of many patients by its bins: the large-sample law over patients, at a cost linear in n."""
+def _answer_by_bins(question: Question, fitted: ColumnSketch | None) -> Outcome:
+    """Compare a column of many patients by its bins: the large-sample law over patients, at a cost linear in n.
+
+    Patients on both sides count as current only, so what the reference has of them is taken off its bins.
+    """
     reference, current, detector = question.reference, question.current, question.detector
-    strangers = reference.select(~np.isin(reference.patients, current.patients))
-    sides = [strangers.values, current.values]
-    if detector == "chi_square":
-        sides = [side.astype(np.str_) for side in sides]
-    fitted = fit_columns({"column": sides[0]}, strangers.patients)
-    found = compare_columns(fitted, {"column": sides[1]}, current.patients, tests=(detector,))
+    known = fitted or _sketch(detector, reference)
+    twice = reference.select(np.isin(reference.patients, current.patients))
+    others = forget_studies(known, _as_read(detector, twice.values), twice.patients)
+    column = {"column": _as_read(detector, current.values)}
+    found = compare_columns({"column": others}, column, current.patients, tests=(detector,))
     outcome = found[detector, "column"]
     if isinstance(outcome, str):
         raise NotEnoughData(outcome)
@@ -184,7 +205,7 @@ def _answer_by_bins(question: Question) -> Outcome:
     )
 
 
-def _known(values: NDArray[Any], patients: NDArray[np.str_]) -> Sample:
+def _known(values: NDArray[Any], patients: NDArray[Any]) -> Sample:
     """Leave out rows whose value is not known (yet)."""
     if values.dtype.kind == "f":
         known = ~np.isnan(values)

@@ -38,12 +38,12 @@ class Sample:
 
     Attributes:
         values: embeddings, shape (n, width), or one column of numbers or words, shape (n,).
-        patients: patient of each row, shape (n,).
+        patients: patient of each row, texts or whole numbers, shape (n,).
         context: case mix of each row as numbers, shape (n, k), for a comparison at equal case mix.
     """
 
     values: NDArray[Any]
-    patients: NDArray[np.str_]
+    patients: NDArray[Any]
     context: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:

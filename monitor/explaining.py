@@ -22,7 +22,7 @@ from monitor.alarms import (
     list_settled,
 )
 from monitor.cohorts import Window
-from monitor.column_reference import KOLMOGOROV_SQUARED
+from monitor.column_laws import KOLMOGOROV_SQUARED
 from monitor.effect_calibration import REPEATS, upper_quantile
 from monitor.policies import YEAR, DriftPolicy
 

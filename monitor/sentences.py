@@ -21,7 +21,9 @@ def tell_report(report: WindowReport) -> str:
     kinds = list(dict.fromkeys(result.kind.value for result in drifted))
     features = list(dict.fromkeys(result.feature for result in drifted))
     alike = f" {CONSTANT.capitalize()}" if any(CONSTANT in result.reason for result in drifted) else ""
-    changed = f"Changed: {', '.join(kinds)} ({', '.join(features)}).{alike}"
+    gone = [told for result in drifted for told in result.reason.split("; ") if " is missing in " in told]
+    missing = f" {'; '.join(gone)}." if gone else ""
+    changed = f"Changed: {', '.join(kinds)} ({', '.join(features)}).{alike}{missing}"
     return f"{changed}{_harm_sentence(report)}{_carrier_sentence(report)}"
 
 

@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
+from monitor.asked_columns import GAPS
 from monitor.attribution import attribute_drift
-from monitor.cohorts import Cohort, Window
+from monitor.cohorts import MISSING, Cohort, Window
 from monitor.comparisons import Background, Question, answer, list_questions
-from monitor.detectors import Outcome, is_constant
-from monitor.embedding_shift import Reference
+from monitor.detectors import Outcome, Sample, is_constant
 from monitor.examples import show_examples
 from monitor.harm import measure_harm
 from monitor.label_shift import estimate_prevalence
@@ -28,6 +29,9 @@ from monitor.suppression import suppress_report
 EXAMPLES = 12
 SCREEN = 0.1
 """P-value of a first look above which a comparison is plainly quiet."""
+
+FEW_OR_NEARLY_ALL = ("few", "nearly all")
+"""Shares that few patients would be counted by."""
 
 Tell = Callable[[str], None]
 
@@ -112,7 +116,7 @@ def _detect(
     enough = max(policy.permutations, math.ceil(2 * len(questions) / alpha))
     for question in questions:
         progress(f"{question.detector} on {question.feature}")
-        found.append(_answer_in_two_steps(question, enough, policy, generator, background.embedding))
+        found.append(_answer_in_two_steps(question, enough, policy, generator, background))
     thresholds = iter(holm_thresholds([outcome.p_value for outcome in found if isinstance(outcome, Outcome)], alpha))
     return tuple(
         _judge(
@@ -128,17 +132,17 @@ def _detect(
 
 
 def _answer_in_two_steps(
-    question: Question, enough: int, policy: DriftPolicy, generator: np.random.Generator, fitted: Reference | None
+    question: Question, enough: int, policy: DriftPolicy, generator: np.random.Generator, background: Background
 ) -> Outcome | str:
     """Look closer only where a first look is not plainly quiet: most of a window's comparisons are.
 
     Both p-values are valid and the second is independent of the first, so the one that is given is valid too: at most
     alpha of quiet comparisons have a second of alpha or less, and a first above SCREEN is given as it is.
     """
-    first = answer(question, policy.permutations, policy, generator, fitted)
+    first = answer(question, policy.permutations, policy, generator, background)
     if isinstance(first, str) or first.p_value > SCREEN or enough <= policy.permutations:
         return first
-    return answer(question, enough, policy, generator, fitted)
+    return answer(question, enough, policy, generator, background)
 
 
 def _judge(
@@ -183,16 +187,42 @@ def _tell_outcome(outcome: Outcome, threshold: float, least: float) -> str:
 
 
 def _remark(question: Question, smallest: int) -> str:
-    """Say what a person should know beside the figures: everything alike, or a category that is new.
+    """Say what a person should know beside the figures: all alike, more or less missing, or a category that is new.
 
     A new category of few patients is not named.
     """
     if is_constant(question.current):
         return f"; {CONSTANT}"
-    if question.current.values.dtype.kind not in "US":
-        return ""
-    new = np.setdiff1d(question.current.values, question.reference.values)
-    counts = [len(np.unique(question.current.patients[question.current.values == value])) for value in new]
+    remark = f"; {told}" if (told := _tell_missing(question, smallest)) else ""
+    current = question.current
+    if current.values.dtype.kind not in "US":
+        return remark
+    new = np.setdiff1d(current.values, [*question.reference.values, MISSING])
+    counts = [_count_patients(current, current.values == value) for value in new]
     named = [str(value) for value, n in zip(new, counts, strict=True) if n >= smallest][:5]
     rest = [f"values of fewer than {smallest} patients"] if any(n < smallest for n in counts) else []
-    return f"; never seen in the reference: {', '.join([*named, *rest])}" if len(new) else ""
+    return f"{remark}; never seen in the reference: {', '.join([*named, *rest])}" if len(new) else remark
+
+
+def _tell_missing(question: Question, smallest: int) -> str:
+    """Say how much is missing, where that is not the same share to a percent; a share of few patients is not told."""
+    if question.missing is None:
+        return ""
+    before, now = (
+        _tell_share(share, side, smallest)
+        for share, side in zip(question.missing, (question.reference, question.current), strict=True)
+    )
+    feature = question.feature.removeprefix(GAPS)
+    of = "" if now in FEW_OR_NEARLY_ALL else " of"
+    return f"{feature} is missing in {now}{of} studies, {before} in the reference" if before != now else ""
+
+
+def _tell_share(share: float, side: Sample, smallest: int) -> str:
+    missing = side.values == MISSING
+    if 0 < _count_patients(side, missing) < smallest:
+        return FEW_OR_NEARLY_ALL[0]
+    return FEW_OR_NEARLY_ALL[1] if 0 < _count_patients(side, ~missing) < smallest else f"{100 * share:.0f} %"
+
+
+def _count_patients(side: Sample, rows: NDArray[np.bool_]) -> int:
+    return len(np.unique(side.patients[rows]))

@@ -4,17 +4,27 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flows.alarming import follow_alarm
+from flows.ingesting import ingest_export
 from flows.starting import start_ward
-from flows.ward import Ward, open_ward
+from flows.ward import Ward, open_ward, reference_of
+from flows.watching import watch
+from monitor import comparisons
 from monitor.alarms import replay, weigh_window
 from monitor.cohorts import Window
+from monitor.column_reference import LEAST_PATIENTS
 from monitor.results import DriftKind, DriftResult, Verdict, WindowReport
 from registry.entries import windows_open
 from registry.settings import FILE_NAME
+
+pytestmark = [
+    # avalanche 0.6 imports a package that says at import that nobody maintains it; nothing of it is used
+    pytest.mark.filterwarnings("ignore:JAXopt is no longer maintained:DeprecationWarning"),
+]
 
 START = datetime(2026, 1, 5, tzinfo=UTC)
 AT = datetime(2026, 6, 1, tzinfo=UTC)
@@ -130,3 +140,22 @@ def test_a_version_restored_starts_anew_whichever_window_is_followed(
     assert once[3].state.log_evidence == pytest.approx(once[0].state.log_evidence)
     follow_alarm(ward, "m", week(0), at=AT)
     assert ward.records.alarms("m") == once
+
+
+def test_a_large_reference_is_sketched_once_and_its_answers_are_those_of_sketching_anew(
+    small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest_export(small.export(0), model=small.model, ward=small.ward, at=AT)
+    patients = reference_of(small.ward, small.model, "1").patients
+    assert patients >= LEAST_PATIENTS
+    monkeypatch.setattr(comparisons, "MOST_PERMUTED", patients)
+    kept = small.directory / "references"
+    anew = watch(small.ward, small.model, small.weeks[0], at=AT)
+    assert not list(kept.glob("*.npz"))  # the reference's patients alone are not more
+    monkeypatch.setattr(comparisons, "MOST_PERMUTED", patients - 1)
+    first = watch(small.ward, small.model, small.weeks[0], at=AT)
+    (path,) = kept.glob("*.npz")
+    written = path.stat().st_mtime_ns
+    assert watch(small.ward, small.model, small.weeks[0], at=AT) == first
+    assert (path.stat().st_mtime_ns, [*kept.glob("*.npz")]) == (written, [path])
+    assert first.results == anew.results

@@ -122,6 +122,14 @@ def test_a_planted_change_of_images_is_found_and_no_change_is_not(small: Any, tm
     assert (small.rows(), sorted(tree(small.directory / "features"))) == before  # the ward itself was only read
 
 
+def test_a_planted_missing_attribute_is_found_and_named(small: Any, tmp_path: Path) -> None:
+    options = ("--change", "missing_attribute", "--attribute", "site", "--strength", "0.5")
+    _, report = rehearse(small, tmp_path / "gone", *options)
+    (found,) = (r for r in report.results if r.feature == "site")
+    assert found.verdict is Verdict.DRIFT
+    assert "site is missing in 50 % of studies, 0 % in the reference" in report.reason
+
+
 def test_changed_images_get_the_scores_that_the_champion_gives_them(small: Any, tmp_path: Path) -> None:
     rehearse(small, tmp_path / "noisy", "--change", "noise=0.5", "--change", "score_offset=0.5")
     ward = open_ward(tmp_path / "noisy-ward")
