@@ -126,9 +126,10 @@ def test_studies_that_came_without_images_are_told(treated: Any) -> None:
 def test_a_held_out_study_that_was_changed_stops_the_gate(treated: Any) -> None:
     (lock, *_) = treated.ward.records.held_out(treated.model)
     study = lock.manifest[0].split('"')[1]
-    assert sql(treated, "UPDATE predictions SET labels = '[1]' WHERE study_uid = ? AND labels = '[0]'", study) + sql(
-        treated, "UPDATE predictions SET labels = '[0]' WHERE study_uid = ? AND labels = '[1]'", study
-    )
+    sql(treated, "DROP TRIGGER labels_refuse_update")
+    mine = "(SELECT id FROM predictions WHERE study_uid = ?)"
+    turned = "UPDATE labels SET labels = CASE labels WHEN '[0]' THEN '[1]' ELSE '[0]' END WHERE prediction_id IN "
+    assert sql(treated, turned + mine, study)
     looks = treated.ward.records.looks(treated.model)
     with pytest.raises(HeldOutChanged, match=rf"1 \w+ \({study}\)|1 changed"):
         judge(treated.ward, run_of(treated, "replay"), at=AT)
