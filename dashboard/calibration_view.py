@@ -7,19 +7,15 @@ import streamlit as st
 
 from dashboard import calibration_charts
 from dashboard.glossary import TERMS
-from dashboard.names import number
+from dashboard.names import METRIC_MEANINGS, metric_words, number, sentence
 from dashboard.reading import plain, store
 from monitor.reliability import bin_reliability
 from monitor.results import Evaluation, Metric, WindowReport
 
-FIGURES = {
-    "ece_debiased": "Calibration error",
-    "calibration_slope": "Calibration slope",
-    "calibration_intercept": "Calibration intercept",
-    "brier": "Brier score",
-}
-PARTS = {"brier_uncertainty": ("difficulty", 1), "brier_resolution": ("discrimination", -1)}
-PARTS |= {"brier_reliability": ("miscalibration", 1)}
+FIGURES = ("ece_debiased", "calibration_slope", "calibration_intercept", "brier")
+PARTS = {"brier_uncertainty": 1, "brier_resolution": -1, "brier_reliability": 1}
+"""The parts of the Brier score, and whether each raises or lowers it."""
+
 QUIET_BAR = {"displayModeBar": False}
 LEAST_SHOWN = 0.0005
 """Differences that three digits do not show."""
@@ -37,7 +33,7 @@ def show_calibration(report: WindowReport, finding: str) -> None:
         return
     for column, (name, metric) in zip(st.columns(len(FIGURES)), figures.items(), strict=False):
         value = "not known" if metric.value is None else number(metric.value)
-        column.metric(FIGURES[name], value, help=TERMS[FIGURES[name]])
+        column.metric(sentence(metric_words(name)), value, help=METRIC_MEANINGS[name])
         column.caption(plain(_tell_interval(metric)))
     left, right = st.columns([3, 2])
     with left:
@@ -68,8 +64,8 @@ def _show_reliability(report: WindowReport, finding: str) -> None:
 
 def _show_brier(found: dict[str, Metric | None], total: Metric | None) -> None:
     parts = [
-        (words, sign * metric.value)
-        for name, (words, sign) in PARTS.items()
+        (metric_words(name), sign * metric.value)
+        for name, sign in PARTS.items()
         if (metric := found.get(name)) is not None and metric.value is not None
     ]
     if len(parts) < len(PARTS) or total is None or total.value is None:

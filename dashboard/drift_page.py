@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from dashboard import calibration_charts, charts, window_charts
-from dashboard.calibration_view import show_calibration
+from dashboard import calibration_charts, calibration_view, charts, window_charts
 from dashboard.glossary import show_terms
 from dashboard.grading import show_severity, show_streams
 from dashboard.names import detector_words, feature_words, reword, sentence, value_words
@@ -19,8 +18,9 @@ from monitor.reconciliation import reconcile
 from monitor.results import Source, Verdict, WindowReport
 
 TERMS: tuple[str, ...] = ("Reference", "Window", "Drift", "Not enough data", "Beyond chance", "95 % interval")
-TERMS += ("Headline", "Stream score", "Severity", "Calibration error", "Calibration slope", "Calibration intercept")
-TERMS += ("Brier score", "Estimated without labels", "Image embedding", "MMD, LSDD, classifier, KS, chi-square")
+TERMS += ("Headline", "Stream score", "Severity", "Estimated without labels", "Image embedding")
+TERMS += ("MMD, LSDD, classifier, KS, chi-square", "Calibration")
+METRICS = ("auroc", "sensitivity", "specificity", "accuracy", *calibration_view.FIGURES)
 DOUBTFUL = 0.01
 QUIET_BAR = {"displayModeBar": False}
 
@@ -44,12 +44,12 @@ def show() -> None:
     _show_examples(report)
     _show_prevalences(report)
     _show_losses(report)
-    show_calibration(report, pick_finding(report))
+    calibration_view.show_calibration(report, pick_finding(report))
     _show_errors(reports)
     with st.expander("The figures as a table"):
         show_table(_table(report))
     _offer_evidently(report)
-    show_terms(*TERMS, metrics=("auroc", "sensitivity", "specificity", "accuracy"))
+    show_terms(*TERMS, metrics=METRICS)
 
 
 def _show_effects(report: WindowReport, least: float) -> None:

@@ -42,7 +42,8 @@ def show() -> None:
     _show_unjudged(mine)
     with st.expander("The figures as a table"):
         show_table(_table(mine))
-    show_terms("Subgroup", "Gap", "Reference", "95 % interval", "Not enough data", metrics=tuple(METRIC_MEANINGS))
+    measured = tuple(dict.fromkeys(gap.metric for gap in gaps if gap.metric in METRIC_MEANINGS))
+    show_terms("Subgroup", "Gap", "Reference", "95 % interval", "Not enough data", metrics=measured)
 
 
 def _show_history(reports: Sequence[WindowReport], finding: str) -> None:

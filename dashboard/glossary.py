@@ -17,13 +17,6 @@ TERMS = {
     "Stream score": "100: nothing differs from the reference beyond chance. 50: the worst part changed by twice the "
     "least that counts. A stream is as good as its worst part.",
     "Headline": "the score of the worst stream. It is no average: nine quiet parts cannot hide a tenth that changed.",
-    "Calibration error": "how far the scores lie from how often they come true, over ten groups of equal size, less "
-    "what chance alone would add. 0 is perfect; 0.05 means five findings in a hundred too many or too few.",
-    "Calibration slope": "1 is right. Below 1 the scores are too extreme: high ones promise too much, low ones too "
-    "little. Above 1 they are too timid.",
-    "Calibration intercept": "0 is right. Above 0 the finding is more frequent than the scores say, below 0 rarer.",
-    "Brier score": "the mean squared distance of score and truth; 0 is perfect. It is difficulty, less what the "
-    "scores discriminate, plus what they are miscalibrated.",
     "Not enough data": "too few patients to tell. That is not an all-clear.",
     "Beyond chance": "so large a difference would be rare if nothing had changed; p says how rare.",
     "95 % interval": "the figures that agree with what was seen; the fewer patients, the longer.",

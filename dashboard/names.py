@@ -14,7 +14,7 @@ METRIC_WORDS = {
     "specificity": "specificity",
     "accuracy": "accuracy",
     "average_precision": "average precision",
-    "ece": "calibration error",
+    "ece": "calibration error with chance in it",
     "ece_debiased": "calibration error",
     "brier_reliability": "miscalibration",
     "brier_resolution": "discrimination",
@@ -31,6 +31,19 @@ METRIC_MEANINGS = {
     "sensitivity": "Sensitivity: of the studies with the finding, the share that the model catches.",
     "specificity": "Specificity: of the studies without it, the share that the model leaves alone.",
     "accuracy": "Accuracy: the share of studies that the model calls right.",
+    "average_precision": "Average precision: of the studies ranked highest, the share that has the finding; 1 is "
+    "perfect.",
+    "ece": "Calibration error with chance in it: as the calibration error, with what chance alone adds.",
+    "ece_debiased": "Calibration error: how far the scores lie from how often they come true, over ten groups of equal "
+    "size, less what chance alone would add. 0 is perfect.",
+    "brier_reliability": "Miscalibration: the part of the Brier score that comes from scores that promise too much or "
+    "too little.",
+    "brier_resolution": "Discrimination: the part that the Brier score is lower by, for the scores tell studies apart.",
+    "brier_uncertainty": "Difficulty: the Brier score of a model that always says how frequent the finding is.",
+    "calibration_slope": "Calibration slope: 1 is right. Below 1 the scores are too extreme: high ones promise too "
+    "much, low ones too little. Above 1 they are too timid.",
+    "calibration_intercept": "Calibration intercept: 0 is right. Above 0 the finding is more frequent than the scores "
+    "say, below 0 rarer.",
     "selection_rate": "Share called positive: the share of studies that the model calls positive, right or wrong.",
     "calibration_offset": "Mean score less truth: above 0 the scores promise more findings than there are.",
     "equalised_odds": "Equalised odds: the larger of the gaps in sensitivity and in specificity, whatever their sign.",

@@ -81,6 +81,12 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
     return st.builds(kind, **{field.name: values(hints[field.name]) for field in fields(kind)})
 
 
+def count(value: DriftResult) -> DriftResult:
+    """Give a comparison its counts: only where results are shown some may be taken away, never where they are kept."""
+    names = ("n_reference", "n_current", "patients_reference", "patients_current")
+    return replace(value, **{name: getattr(value, name) or 0 for name in names})
+
+
 def stored(row: Any) -> Any:
     """Write a row, forget it, read it."""
     with Session(ENGINE) as session:
@@ -129,7 +135,7 @@ summaries = st.builds(
 )
 KINDS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], Any]]] = {
     "prediction": (predictions, lambda value: PredictionRow.of(value, batch_id=1)),
-    "drift result": (values(DriftResult), lambda value: DriftResultRow.of(value, report_id=1)),
+    "drift result": (values(DriftResult).map(count), lambda value: DriftResultRow.of(value, report_id=1)),
     "report": (values(WindowReport), lambda value: ReportRow.of(value, AT)),
     "plan": (values(AdaptationPlan), lambda value: PlanRow.of(value, AT)),
     "run": (values(AdaptationRun), lambda value: RunRow.of(value, AT)),
