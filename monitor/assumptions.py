@@ -60,15 +60,17 @@ def tell_unseen_images(reference: Cohort, current: Cohort, generator: Generator)
     if reference.embeddings is None or current.embeddings is None:
         return ""
     rows = generator.permutation(len(reference))[:MOST_ROWS]
-    known, owners = reference.embeddings[rows].astype(np.float64), reference.patient_key[rows]
     drawn = generator.permutation(len(current))
     drawn = drawn[np.unique(current.patient_key[drawn], return_index=True)[1]][:MOST_ROWS]
+    keys = np.concatenate([reference.patient_key[rows], current.patient_key[drawn]])
+    owners, now = np.split(np.unique(keys, return_inverse=True)[1], [len(rows)])
+    known = reference.embeddings[rows].astype(np.float64)
     first = np.unique(owners, return_index=True)[1]
     m, n = len(first), len(drawn)
     if min(m, n) < LEAST_PATIENTS:
         return ""
     usual = _nearest(known[first], owners[first], known, owners)
-    seen = _nearest(current.embeddings[drawn].astype(np.float64), current.patient_key[drawn], known, owners)
+    seen = _nearest(current.embeddings[drawn].astype(np.float64), now, known, owners)
     beyond = max(1, int(FAR * (m + 1)))
     far = int(np.count_nonzero(seen > np.sort(usual)[-beyond]))
     if far < LEAST_FAR * n or betabinom.sf(far - 1, n, beyond, m - beyond + 1) > ALPHA:
@@ -76,7 +78,7 @@ def tell_unseen_images(reference: Cohort, current: Cohort, generator: Generator)
     return f"unseen region: {far / n:.0%} of the patients have images unlike any that the reference showed"
 
 
-def _nearest(values: Floats, owners: NDArray[np.str_], known: Floats, others: NDArray[np.str_]) -> Floats:
+def _nearest(values: Floats, owners: NDArray[np.intp], known: Floats, others: NDArray[np.intp]) -> Floats:
     """Give the squared distance of each row (n, width) to the nearest of ``known`` (m, width) of another patient."""
     sizes = (known**2).sum(axis=1)
     distances = (values**2).sum(axis=1)[:, None] + sizes - 2 * values @ known.T
