@@ -186,6 +186,8 @@ def show_status(screen: Console, status: dict[str, Any]) -> None:
         live = f"version {champion['version']}, live since {champion['since'][:10]}" if champion else "none yet"
         screen.print(Text.assemble((f"\n{model}", "bold"), f"  champion: {live}\n"))
         screen.print(windows_table(state["windows"]) if state["windows"] else "No window has been watched yet.")
+        if state["alarms"]:
+            screen.print(alarms_text(state["alarms"]))
         if state["plans"]:
             _show_newest_plan(screen, state)
         for signature in state["signatures"]:
@@ -199,6 +201,15 @@ def show_status(screen: Console, status: dict[str, Any]) -> None:
         if state["quarantined"]:
             screen.print(f"\nQuarantined rows: {state['quarantined']}")
         screen.print(Text.assemble(("\nNext: ", "bold"), state["next"]))
+
+
+def alarms_text(alarms: dict[str, Any]) -> Text:
+    """Say how many alarms a year had beside how many false ones are borne, and whether one is open."""
+    borne = alarms["false_alarms_per_year"]
+    told = f"Alarms in the year up to now: {alarms['of_a_year']}; false ones the policy bears with: {borne:g} a year."
+    if alarms["open_since"] is None:
+        return Text(told)
+    return Text(f"{told} One is open since {short_window(alarms['open_since'])}.", COLOURS[Verdict.DRIFT])
 
 
 def _show_newest_plan(screen: Console, state: dict[str, Any]) -> None:

@@ -13,8 +13,10 @@ from pydantic import BaseModel
 
 from continual.plans import AdaptationPlan, AdaptationRun
 from flows.ward import Ward
+from monitor.alarms import count_alarms
 from monitor.cohorts import Window
 from monitor.harm import headline_harm
+from monitor.policies import YEAR
 from monitor.results import Source, Verdict, WindowReport
 from registry.agenda import next_step
 from registry.decisions import GateDecision
@@ -34,6 +36,7 @@ def _status_of_model(ward: Ward, model: str) -> dict[str, Any]:
         {
             "champion": champion,
             "champion_history": records.champion_history(model),
+            "alarms": _count_alarms(ward, model),
             "windows": [headline(report) for report in records.reports(model)],
             "plans": records.plans(model),
             "runs": records.runs(model),
@@ -45,6 +48,20 @@ def _status_of_model(ward: Ward, model: str) -> dict[str, Any]:
         }
     )
     return state
+
+
+def _count_alarms(ward: Ward, model: str) -> dict[str, Any] | None:
+    """Count the alarms of the year up to the newest window beside the false ones that are borne; None before any."""
+    entries = ward.records.alarms(model)
+    if not entries:
+        return None
+    newest = entries[-1]
+    year = [entry.state for entry in entries if entry.window.start >= newest.window.end - YEAR]
+    return {
+        "of_a_year": count_alarms(year),
+        "false_alarms_per_year": ward.settings.drift.false_alarms_per_year,
+        "open_since": newest.state.open_since,
+    }
 
 
 def headline(report: WindowReport) -> dict[str, Any]:
