@@ -1,4 +1,4 @@
-"""The budget of false alarms, lived through with the product's own comparisons: every default set of detectors, small."""
+"""The budget of false alarms, lived through with the product's own comparisons, for every default set of detectors."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -31,9 +31,9 @@ class Ward:
 
 WARDS = {
     "table, daily": Ward(images=False, reference=120, patients=30, days=1, windows=120),
-    "images, daily": Ward(images=True, reference=120, patients=30, days=1, windows=200),
-    "large reference, daily": Ward(images=True, reference=MOST_PERMUTED + 1, patients=60, days=1, windows=200),
-    "images, weekly": Ward(images=True, reference=120, patients=30, days=7, windows=200),
+    "images, daily": Ward(images=True, reference=120, patients=30, days=1, windows=80),
+    "large reference, daily": Ward(images=True, reference=MOST_PERMUTED + 1, patients=60, days=1, windows=60),
+    "images, weekly": Ward(images=True, reference=120, patients=30, days=7, windows=80),
 }
 
 
