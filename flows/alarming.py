@@ -117,9 +117,7 @@ def follow_alarm(ward: Ward, model: str, window: Window, *, at: datetime) -> tup
     """
     entries = _before(ward, model, window)
     made: list[AlarmEntry] = []
-    for report in ward.records.reports(model):
-        if report.window.start < window.start:
-            continue
+    for report in ward.records.reports(model, since=window.start):  # a year of reports takes half a second to read
         made.append(_advance(ward, report, [*entries, *made]))
         ward.records.save_alarm(made[-1], at)
     return tuple(made)

@@ -208,6 +208,8 @@ def show_status(screen: Console, status: dict[str, Any]) -> None:
             _show_newest_window(screen, state["windows"][-1])
         else:
             screen.print("No window has been watched yet.")
+        if state["alarms"]:
+            screen.print(alarms_text(state["alarms"]))
         if state["labels"]:
             arrival = LabelArrival(**state["labels"] | {"window": Window.from_key(state["labels"]["window"])})
             screen.print(Text(f"\n{tell_arrival(arrival)}"))
@@ -255,6 +257,15 @@ def _show_newest_window(screen: Console, window: dict[str, Any]) -> None:
     for stream in window["streams"]:
         table.add_row(stream["name"], stream["told"])
     screen.print(table)
+
+
+def alarms_text(alarms: dict[str, Any]) -> Text:
+    """Say how many alarms a year had beside how many false ones are borne, and whether one is open."""
+    borne = alarms["false_alarms_per_year"]
+    told = f"Alarms in the year up to now: {alarms['of_a_year']}; false ones the policy bears with: {borne:g} a year."
+    if alarms["open_since"] is None:
+        return Text(told)
+    return Text(f"{told} One is open since {short_window(alarms['open_since'])}.", COLOURS[Verdict.DRIFT])
 
 
 def _show_newest_plan(screen: Console, state: dict[str, Any]) -> None:

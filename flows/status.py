@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import datetime
 from enum import Enum
@@ -13,15 +13,16 @@ from pydantic import BaseModel
 
 from continual.plans import AdaptationPlan, AdaptationRun
 from flows.ward import Ward, shown_reports
+from monitor.alarms import count_alarms
 from monitor.cohorts import Window, span_of
 from monitor.harm import headline_harm
-from monitor.policies import DriftPolicy
+from monitor.policies import YEAR, DriftPolicy
 from monitor.results import Source, Verdict, WindowReport
 from monitor.severity import grade_window
 from monitor.streams import StreamScore, score_headline, score_streams
 from registry.agenda import next_step
 from registry.decisions import GateDecision
-from registry.entries import windows_open
+from registry.entries import AlarmEntry, windows_open
 
 
 def status_of(ward: Ward) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def _status_of_model(ward: Ward, model: str) -> dict[str, Any]:
             "rehearsal": records.is_rehearsal,
             "champion": champion,
             "champion_history": records.champion_history(model),
+            "alarms": _count_alarms(alarms, policy),
             "windows": [
                 {
                     **headline(report, policy, alarm_windows=windows_open(alarms, report.window)),
@@ -59,6 +61,19 @@ def _status_of_model(ward: Ward, model: str) -> dict[str, Any]:
         }
     )
     return state
+
+
+def _count_alarms(entries: Sequence[AlarmEntry], policy: DriftPolicy) -> dict[str, Any] | None:
+    """Count the alarms of the year up to the newest window beside the false ones that are borne; None before any."""
+    if not entries:
+        return None
+    newest = entries[-1]
+    year = [entry.state for entry in entries if entry.window.start >= newest.window.end - YEAR]
+    return {
+        "of_a_year": count_alarms(year),
+        "false_alarms_per_year": policy.false_alarms_per_year,
+        "open_since": newest.state.open_since,
+    }
 
 
 def headline(report: WindowReport, policy: DriftPolicy, *, alarm_windows: int = 0) -> dict[str, Any]:

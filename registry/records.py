@@ -69,10 +69,12 @@ class Records(Intake):
             subject = report.window.key
             self._append(session, at=at, kind="window.watched", model=report.model, subject=subject, payload=payload)
 
-    def reports(self, model: str) -> list[WindowReport]:
-        """List the report in force of every watched window, in order of time."""
+    def reports(self, model: str, *, since: datetime | None = None) -> list[WindowReport]:
+        """List the report in force of every watched window, in order of time; of those that start from ``since`` on."""
         with self._reading() as session:
             query = select(ReportRow).where(ReportRow.model == model).order_by(col(ReportRow.id))
+            if since is not None:
+                query = query.where(col(ReportRow.window_start) >= since)
             newest = {(row.window_start, row.window_end): row for row in session.exec(query)}
             return [newest[window].value() for window in sorted(newest)]
 

@@ -1,5 +1,6 @@
 """The alarm of a ward: followed from stored reports alone, kept in the records, told in the chain."""
 
+import io
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -7,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from flows.alarming import follow_alarm
+from flows.explaining import explain
 from flows.ingesting import ingest_export
+from flows.screens import alarms_text, show_explanation
 from flows.starting import start_ward
+from flows.status import status_of
 from flows.ward import Ward, open_ward, reference_of
 from flows.watching import watch
 from monitor import comparisons
@@ -159,3 +164,33 @@ def test_a_large_reference_is_sketched_once_and_its_answers_are_those_of_sketchi
     assert watch(small.ward, small.model, small.weeks[0], at=AT) == first
     assert (path.stat().st_mtime_ns, [*kept.glob("*.npz")]) == (written, [path])
     assert first.results == anew.results
+
+
+def test_the_status_counts_the_alarms_of_a_year_beside_the_budget(ward: Ward) -> None:
+    live(ward, 0.5, 1e-3, 1e-3, 0.8, 0.9)
+    alarms = status_of(ward)["m"]["alarms"]
+    assert alarms == {"of_a_year": 1, "false_alarms_per_year": 1.0, "open_since": None}
+    for number in range(60, 62):
+        ward.records.save_report(report(number, 1e-3), AT)
+        follow_alarm(ward, "m", week(number), at=AT)
+    later = status_of(ward)["m"]["alarms"]
+    assert (later["of_a_year"], later["open_since"]) == (1, week(61).key)
+    assert alarms_text(later).plain.startswith("Alarms in the year up to now: 1; false ones the policy bears with: 1 a")
+    assert "open since" in alarms_text(later).plain
+
+
+def test_the_policy_is_explained_for_the_reference_of_the_live_version_and_shown_in_plain_words(ward: Ward) -> None:
+    live(ward, 0.5, 0.6)
+    told = explain(ward, "m")
+    assert (told.situation.patients_reference, told.situation.patients, told.situation.comparisons) == (100, 50, 1)
+    screen = Console(width=100, record=True, file=io.StringIO())
+    show_explanation(screen, told)
+    text = screen.export_text()
+    assert "A change that is there from the first window on, compared with 100 patients:" in text
+    assert "A change that begins after 55 windows, 385 days, compared with" in text
+    assert text.count("large (0.8 standard deviations)") == 2
+
+
+def test_reports_are_read_from_a_moment_on(ward: Ward) -> None:
+    live(ward, 0.5, 0.6, 0.7)
+    assert [one.window for one in ward.records.reports("m", since=week(1).start)] == [week(1), week(2)]

@@ -314,7 +314,7 @@ def answer_at(rng, patients: int, rates: tuple[float, ...], *, first: int = 0) -
     ],
 )
 def test_the_change_of_equalised_odds_is_covered_by_its_interval(before, now, sizes):
-    """The larger of two absolute gaps has a kink at 0, where a plain bootstrap fails: two bounds are combined."""
+    """The larger of two absolute gaps has a kink at 0, where a bootstrap fails: two bounds are combined instead."""
     rng, runs, missed, drifted, untrue = np.random.default_rng([16, *sizes]), 200, 0, 0, 0
     truth = (0.2 if "one" in now or "other" in now else 0.0) - (0.2 if "one" in before else 0.0)
     quick = POLICY.model_copy(update={"resamples": 100})
