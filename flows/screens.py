@@ -15,6 +15,7 @@ from flows.doctor import Finding
 from flows.simulating import Simulation
 from flows.status import headline, plain
 from monitor.explaining import LONGEST, PolicyExplanation
+from monitor.online import StreamReport
 from monitor.results import Verdict, WindowReport
 from registry.audit import ChainState
 from registry.decisions import GateDecision
@@ -76,6 +77,12 @@ def show_reports(screen: Console, reports: Sequence[WindowReport]) -> None:
     screen.print(windows_table([plain(headline(report)) for report in reports]))
     for report in reports:
         screen.print(Text(f"{report.window.key}: {report.reason}"))
+
+
+def show_streams(screen: Console, streams: Sequence[StreamReport]) -> None:
+    """Show what was seen between windows, warnings first."""
+    for report in sorted(streams, key=lambda report: report.since is None):
+        screen.print(Text(report.reason, "" if report.since is None else COLOURS[Verdict.DRIFT]))
 
 
 def windows_table(windows: Sequence[dict[str, Any]]) -> Table:
@@ -175,6 +182,8 @@ def show_status(screen: Console, status: dict[str, Any]) -> None:
         live = f"version {champion['version']}, live since {champion['since'][:10]}" if champion else "none yet"
         screen.print(Text.assemble((f"\n{model}", "bold"), f"  champion: {live}\n"))
         screen.print(windows_table(state["windows"]) if state["windows"] else "No window has been watched yet.")
+        for warning in state["warnings"]:
+            screen.print(Text(f"Early warning: {warning['reason']}", COLOURS[Verdict.DRIFT]))
         if state["plans"]:
             _show_newest_plan(screen, state)
         for signature in state["signatures"]:

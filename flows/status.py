@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from datetime import datetime
@@ -18,6 +19,10 @@ from monitor.harm import headline_harm
 from monitor.results import Source, Verdict, WindowReport
 from registry.agenda import next_step
 from registry.decisions import GateDecision
+from registry.records import Records
+
+WARNED = "stream.warned"
+"""The event of an early warning."""
 
 
 def status_of(ward: Ward) -> dict[str, Any]:
@@ -34,6 +39,7 @@ def _status_of_model(ward: Ward, model: str) -> dict[str, Any]:
         {
             "champion": champion,
             "champion_history": records.champion_history(model),
+            "warnings": warnings_of(records, model),
             "windows": [headline(report) for report in records.reports(model)],
             "plans": records.plans(model),
             "runs": records.runs(model),
@@ -45,6 +51,13 @@ def _status_of_model(ward: Ward, model: str) -> dict[str, Any]:
         }
     )
     return state
+
+
+def warnings_of(records: Records, model: str) -> list[dict[str, Any]]:
+    """List the early warnings between windows, oldest first; the verdict of their window takes their place."""
+    watched = {report.window.key for report in records.reports(model)}
+    events = [event for event in records.events(model, kind=WARNED) if event.subject not in watched]
+    return [{"window": event.subject, "told_at": event.at, **json.loads(event.payload)} for event in events]
 
 
 def headline(report: WindowReport) -> dict[str, Any]:
