@@ -2,14 +2,17 @@
 
 import json
 from datetime import UTC, datetime, timedelta
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from flows.between import follow
 from flows.rounds import RoundOrder, run_round
+from flows.screens import show_status, show_streams
 from flows.starting import start_ward
 from flows.status import WARNED, status_of
 from flows.ward import Ward, open_ward
@@ -86,6 +89,13 @@ def test_a_warning_is_told_once_shown_by_the_status_and_gives_way_to_the_verdict
     warnings = status_of(ward)["m"]["warnings"]
     assert [warning["reason"] for warning in warnings] == [report.reason for report in reports]
     assert json.loads(json.dumps(warnings)) == warnings
+
+    screen = Console(width=400, file=StringIO())
+    show_streams(screen, reports)
+    show_status(screen, status_of(ward))
+    shown = screen.file.getvalue()
+    assert shown.count(reports[0].reason) == 2
+    assert f"Early warning: {reports[1].reason}" in shown
 
     watch(ward, "m", THIS_WEEK, at=THIS_WEEK.end)
     assert status_of(ward)["m"]["warnings"] == []
