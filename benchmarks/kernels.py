@@ -96,9 +96,11 @@ def main() -> None:
     parser.add_argument("--fast", action="store_true", help="smaller work, within a minute")
     fast = parser.parse_args().fast
     sizes, counts = ((2_000, 500, 768), (100,)) if fast else ((5_000, 1_000, 768), (100, 500))
-    cases = [case for permutations in counts for case in compare(sizes, permutations)]
     command = f"uv run --group bench python -m benchmarks.kernels{' --fast' * fast}"
-    print(record("kernels", cases, command=command, note="one thread on both sides"))
+    cases: list[Case] = []
+    for permutations in counts:  # what is there already is written before the long wait
+        cases += compare(sizes, permutations)
+        print(record("kernels", cases, command=command, note="one thread on both sides"))
 
 
 if __name__ == "__main__":

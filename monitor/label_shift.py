@@ -96,7 +96,7 @@ def _questions(reference: Cohort, current: Cohort, first: Codes, second: Codes) 
             owners=first[known],
             said_now=current.scores[:, [column]],
             owners_now=second,
-            names=(f"no {name}", name),
+            names=(f"no {name}", name) if TASKS[reference.task].label_per_finding else reference.classes,
             findings=((1, name, 0),),
         )
 

@@ -169,7 +169,7 @@ def test_every_finding_of_a_multi_label_model_is_asked_alone():
         (
             lambda r: make_cohort(Task.BINARY, r.random(100), r.integers(0, 2, 100)),
             lambda r: binary(r, 40, 0.5, first=1000),
-            "the model's answers do not tell no yes and yes apart enough, by 100 patients in the reference",
+            "the model's answers do not tell no and yes apart enough, by 100 patients in the reference",
         ),
     ],
     ids=["few now", "few of a class", "no separation"],
