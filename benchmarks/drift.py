@@ -68,7 +68,34 @@ def beside(
     return [
         Case(case=f"test, beside {name}", ours=ours, peer=peer, peer_name=name, target=target, n=n),
         Case(case=f"fit, beside {name}", ours=ours_fit, peer=peer_fit, peer_name=name, target=1, n=n),
+        Case(
+            case=f"fit and test, beside {name}",
+            ours=ours_fit + ours,
+            peer=peer_fit + peer,
+            peer_name=name,
+            target=target,
+            n=n,
+        ),
     ]
+
+
+def multiply_bare(reference: Reference, window: Singles, permutations: int) -> None:
+    """Make no more than the products that no such test avoids: mapping the window once, and every relabelled sum."""
+    sides = np.ones((permutations + 1, len(reference.sums)), dtype=np.float32)
+    _ = window @ reference.learned.axes
+    _ = sides @ reference.sums
+    _ = sides[:, : len(window)] @ reference.sums[: len(window)]  # in place of the window's features, as many
+
+
+def limits() -> list[Case]:
+    """Compare the test with twice the bare products: nothing of the kind can be faster than half of that."""
+    before, now = draw(LARGE[0], 1), draw(LARGE[1], 2)
+    reference = fit(before)
+    ours = median_seconds(lambda: ask(reference, now, PERMUTATIONS), RUNS)
+    least = median_seconds(lambda: multiply_bare(reference, now, PERMUTATIONS), RUNS)
+    n = f"{LARGE[0]} x {LARGE[1]} x {WIDTH}, {PERMUTATIONS} permutations"
+    twice = "twice the bare products"
+    return [Case(case="test, beside its products", ours=ours, peer=2 * least, peer_name=twice, target=1, n=n)]
 
 
 def budgets() -> list[Case]:
@@ -107,6 +134,7 @@ def _beside_alibi(name: str, sizes: tuple[int, int], target: float, **options: A
 
 PARTS: dict[str, Callable[[bool], list[Case]]] = {
     "budgets": lambda fast: budgets(),
+    "limits": lambda fast: limits(),
     "growth": lambda fast: growth(100_000 if fast else 1_000_000),
     "MMD": lambda fast: _beside_alibi("MMDDrift", (1_500, 300) if fast else (5_000, 500), 300),
     "LSDD": lambda fast: _beside_alibi("LSDDDrift", (2_000, 500) if fast else (5_000, 500), 1),

@@ -152,9 +152,14 @@ def watch(
     directory: Directory = Path(),
     as_json: AsJson = False,
 ) -> None:
-    """Compare windows with the reference: what changed, how badly, for whom. Exit code 3 when there is DRIFT."""
+    """Compare windows with the reference: what changed, how badly, for whom. Exit code 3 when there is DRIFT.
+
+    Without --window it also follows what arrived since the last complete window, where the policy names
+    online_detectors; an early warning is shown here and by `wardround status`.
+    """
     with _opened(directory) as ward:
-        from flows.screens import show_reports
+        from flows.between import follow
+        from flows.screens import show_reports, show_streams
         from flows.watching import watch as watch_one
         from flows.watching import windows_to_watch
         from monitor.results import Verdict
@@ -165,8 +170,11 @@ def watch(
         windows = [read_window(window)] if window else windows_to_watch(ward, name, until=now)
         reports = [watch_one(ward, name, one, at=now) for one in windows]
         rules = ward.settings.drift
+        streams = () if window else follow(ward, name, at=now)
         shown = [suppress_report(report, rules.smallest_cell) for report in reports]
         _show(as_json, shown, partial(show_reports, policy=rules))
+        if not as_json:
+            show_streams(screen, streams)
         if any(report.verdict is Verdict.DRIFT for report in reports):
             raise typer.Exit(3)
 

@@ -26,11 +26,13 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from continual.plans import AdaptationPlan, AdaptationRun, RunState, Treatment
+from flows.between import follow
 from flows.ingesting import ingest_export
 from flows.treating import judge, propose, treat
 from flows.ward import StepRefused, Ward, open_ward
 from flows.watching import watch, windows_to_watch
 from monitor.cohorts import Window
+from monitor.online import StreamReport
 from monitor.results import WindowReport
 from registry.decisions import GateDecision
 from registry.entries import BatchSummary
@@ -67,6 +69,7 @@ class RoundOutcome:
 
     batches: tuple[BatchSummary, ...] = ()
     reports: tuple[WindowReport, ...] = ()
+    streams: tuple[StreamReport, ...] = ()
     plan: AdaptationPlan | None = None
     runs: tuple[AdaptationRun, ...] = ()
     decisions: tuple[GateDecision, ...] = ()
@@ -87,7 +90,7 @@ def do_as_task(name: str, work: Callable[[], T]) -> T:
 
 
 def run_round(ward: Ward, order: RoundOrder, *, at: datetime, step: Step = do_directly) -> RoundOutcome:
-    """Ingest, watch, and where the policy says so plan, adapt and gate. Never promote: a person signs that.
+    """Ingest, watch, and where the policy says so follow, plan, adapt and gate. Never promote: a person signs that.
 
     A round that was killed is finished by the next one; what was watched, trained or judged already stands.
     """
@@ -98,11 +101,14 @@ def run_round(ward: Ward, order: RoundOrder, *, at: datetime, step: Step = do_di
     )
     windows = windows_to_watch(ward, model, until=at) if order.windows is None else order.windows
     reports = tuple(step(f"watch {window.key}", partial(watch, ward, model, window, at=at)) for window in windows)
+    streams: tuple[StreamReport, ...] = ()
+    if order.windows is None and ward.settings.drift.online_tests:
+        streams = step("follow", partial(follow, ward, model, at=at))
     plan = None
     if order.windows != () and ward.records.champion(model) is not None:
         plan = step("plan", partial(propose, ward, model, by=order.proposer, at=at))
     if plan is None or plan.treatment is not Treatment.UPDATE_ADAPTER:
-        return RoundOutcome(batches=batches, reports=reports, plan=plan)
+        return RoundOutcome(batches=batches, reports=reports, streams=streams, plan=plan)
     runs = tuple(
         step(f"adapt with {strategy}", partial(treat, ward, plan, strategy, at=at)) for strategy in plan.strategies
     )
@@ -112,7 +118,7 @@ def run_round(ward: Ward, order: RoundOrder, *, at: datetime, step: Step = do_di
         for run in runs
         if run.state is RunState.FINISHED
     )
-    return RoundOutcome(batches=batches, reports=reports, plan=plan, runs=runs, decisions=decisions)
+    return RoundOutcome(batches=batches, reports=reports, streams=streams, plan=plan, runs=runs, decisions=decisions)
 
 
 @flow(name="wardround-round", flow_run_name="{model}", persist_result=False, validate_parameters=False)
@@ -219,6 +225,7 @@ def _wait_until_healthy(server: subprocess.Popen[bytes], url: str) -> None:
 
 def _tell(outcome: RoundOutcome) -> str:
     lines = [f"- {r.window.key}: **{r.verdict}**" for r in outcome.reports] or ["- no window was due"]
+    lines += [f"- {stream.reason}" for stream in outcome.streams if stream.since is not None]
     lines += [f"- {run.strategy}: {run.state.value.lower()}" for run in outcome.runs]
     lines += [f"- {d.run_id}: {'may be signed' if d.promote else 'refused'}" for d in outcome.decisions]
     return "\n".join(lines)

@@ -18,6 +18,7 @@ from flows.status import headline, plain
 from monitor.cohorts import Window
 from monitor.explaining import LONGEST, Delay, PolicyExplanation
 from monitor.labels import LabelArrival, tell_arrival
+from monitor.online import StreamReport
 from monitor.policies import DriftPolicy
 from monitor.results import Verdict, WindowReport
 from monitor.severity import GRADE_WORDS, Grade
@@ -92,6 +93,12 @@ def show_reports(screen: Console, reports: Sequence[WindowReport], policy: Drift
     screen.print(windows_table([plain(headline(report, policy)) for report in reports]))
     for report in reports:
         screen.print(Text(f"{report.window.key}: {report.reason}"))
+
+
+def show_streams(screen: Console, streams: Sequence[StreamReport]) -> None:
+    """Show what was seen between windows, warnings first."""
+    for report in sorted(streams, key=lambda report: report.since is None):
+        screen.print(Text(report.reason, "" if report.since is None else COLOURS[Verdict.DRIFT]))
 
 
 def windows_table(windows: Sequence[dict[str, Any]]) -> Table:
@@ -210,6 +217,8 @@ def show_status(screen: Console, status: dict[str, Any]) -> None:
             screen.print("No window has been watched yet.")
         if state["alarms"]:
             screen.print(alarms_text(state["alarms"]))
+        for warning in state["warnings"]:
+            screen.print(Text(f"Early warning: {warning['reason']}", COLOURS[Verdict.DRIFT]))
         if state["labels"]:
             arrival = LabelArrival(**state["labels"] | {"window": Window.from_key(state["labels"]["window"])})
             screen.print(Text(f"\n{tell_arrival(arrival)}"))

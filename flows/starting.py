@@ -34,6 +34,7 @@ reference = 0.25                  # these become the reference after a promotion
 false_alarms_per_year = 1         # how many false alarms a year you can live with
 minimum_patients = 20             # below this a window answers NOT_ENOUGH_DATA
 embedding_detectors = ["embedding_shift"]   # also: mmd, domain_classifier, alibi_lsdd, alibi_classifier …
+online_detectors = []             # between windows: alibi_online_mmd, alibi_online_cvm, alibi_online_fet
 alibi_detect = true               # Business Source License: production use needs a licence from its maker
 
 [adaptation]

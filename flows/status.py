@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import datetime
@@ -23,6 +24,10 @@ from monitor.streams import StreamScore, score_headline, score_streams
 from registry.agenda import next_step
 from registry.decisions import GateDecision
 from registry.entries import AlarmEntry, windows_open
+from registry.records import Records
+
+WARNED = "stream.warned"
+"""The event of an early warning."""
 
 
 def status_of(ward: Ward) -> dict[str, Any]:
@@ -43,6 +48,7 @@ def _status_of_model(ward: Ward, model: str) -> dict[str, Any]:
             "champion": champion,
             "champion_history": records.champion_history(model),
             "alarms": _count_alarms(alarms, policy),
+            "warnings": warnings_of(records, model),
             "windows": [
                 {
                     **headline(report, policy, alarm_windows=windows_open(alarms, report.window)),
@@ -61,6 +67,13 @@ def _status_of_model(ward: Ward, model: str) -> dict[str, Any]:
         }
     )
     return state
+
+
+def warnings_of(records: Records, model: str) -> list[dict[str, Any]]:
+    """List the early warnings between windows, oldest first; the verdict of their window takes their place."""
+    watched = {report.window.key for report in records.reports(model)}
+    events = [event for event in records.events(model, kind=WARNED) if event.subject not in watched]
+    return [{"window": event.subject, "told_at": event.at, **json.loads(event.payload)} for event in events]
 
 
 def _count_alarms(entries: Sequence[AlarmEntry], policy: DriftPolicy) -> dict[str, Any] | None:

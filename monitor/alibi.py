@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from monitor.null_streams import simulate_cvm, simulate_fet, simulate_mmd
 from monitor.results import NotEnoughData
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 Test = Callable[..., tuple[float, float, float]]
-Followed = tuple[Floats, Floats, bool]
+Followed = tuple[Floats, Floats, int]
 Follow = Callable[[Floats, np.random.Generator], Followed]
 
 LSDD_CELLS = 200_000_000
@@ -39,7 +40,8 @@ LEAST_AT_EQUAL_CASE_MIX = 20
 CONTEXT_CELLS = 50_000_000
 LEAST_MOVES = 4
 """Patients that a relabelling at equal case mix moves on average: with fewer, nothing is left to relabel."""
-SHORT_WINDOW, MIDDLE_WINDOW, LONG_WINDOW = 10, 20, 40
+MIDDLE_WINDOW = 20
+TWO_WINDOWS = SHORT_WINDOW, LONG_WINDOW = 10, 40
 STREAMS_PER_RUN = 10
 """Simulated streams that alibi-detect recommends for each study of the expected run."""
 COPIES = "too many studies are copies of each other"
@@ -232,38 +234,38 @@ def calibrate_mmd(reference: Floats, expected_run_time: float, generator: np.ran
         scaled: NDArray[Any] = ((values - middle) / spread).astype(np.float32)
         return scaled
 
+    streams = _count_simulations(expected_run_time, MIDDLE_WINDOW)
     with _quiet_and_seeded(generator):
-        from alibi_detect.cd import MMDDriftOnline
+        from alibi_detect.cd.pytorch.mmd_online import MMDDriftOnlineTorch
 
-        detector = MMDDriftOnline(
-            scale(reference),
-            expected_run_time,
-            MIDDLE_WINDOW,
-            backend="pytorch",
-            n_bootstraps=_count_simulations(expected_run_time, MIDDLE_WINDOW),
-            device="cpu",
-            verbose=False,
-        )
-    return _follow([detector], scale)
+        class Detector(MMDDriftOnlineTorch):  # type: ignore[misc]
+            def _configure_thresholds(self) -> None:
+                statistics = simulate_mmd(self.k_xx.numpy(), MIDDLE_WINDOW, streams, generator)
+                self.thresholds = []
+                for step in range(MIDDLE_WINDOW):
+                    self.thresholds.append(float(np.quantile(statistics[:, step], 1 - self.fpr)))
+                    statistics = statistics[statistics[:, step] < self.thresholds[-1]]
+
+        detector = Detector(scale(reference), expected_run_time, MIDDLE_WINDOW, device="cpu", verbose=False)
+    return _follow([detector], (MIDDLE_WINDOW,), scale)
 
 
 def calibrate_cvm(reference: Floats, expected_run_time: float, generator: np.random.Generator) -> Follow:
-    """Online Cramér–von Mises test (Ross 2012) over two sliding windows, for continuous columns (n, columns)."""
-    with _quiet_and_seeded(generator):
+    """Online Cramér–von Mises test (Ross 2012) over two sliding windows, for a continuous column (n, 1)."""
+    streams = _count_simulations(expected_run_time, LONG_WINDOW)
+    with _quiet_and_seeded(generator) as seed:
         from alibi_detect.cd import CVMDriftOnline
 
-        detector = CVMDriftOnline(
-            reference,
-            expected_run_time,
-            [SHORT_WINDOW, LONG_WINDOW],
-            n_bootstraps=_count_simulations(expected_run_time, LONG_WINDOW),
-            verbose=False,
-        )
-    return _follow([detector], lambda values: values)
+        class Detector(CVMDriftOnline):  # type: ignore[misc]
+            def _simulate_streams(self, t_max: int) -> NDArray[np.float32]:
+                return simulate_cvm(self.n, TWO_WINDOWS, t_max, streams, np.random.default_rng(seed))
+
+        detector = Detector(reference, expected_run_time, list(TWO_WINDOWS), verbose=False)
+    return _follow([detector], TWO_WINDOWS, lambda values: values)
 
 
 def calibrate_fet(reference: Floats, expected_run_time: float, generator: np.random.Generator) -> Follow:
-    """Online Fisher exact test (Ross 2012) over two sliding windows, for columns of 0 and 1 (n, columns).
+    """Online Fisher exact test (Ross 2012) over two sliding windows, for a column of 0 and 1 (n, 1).
 
     alibi-detect looks for a rise or for a fall; both are watched, each with twice the expected run.
 
@@ -273,21 +275,30 @@ def calibrate_fet(reference: Floats, expected_run_time: float, generator: np.ran
     """
     if np.ptp(reference, axis=0).min() == 0:
         raise NotEnoughData("a column of the reference is all 0 or all 1")
+    streams = _count_simulations(2 * expected_run_time, LONG_WINDOW)
     with _quiet_and_seeded(generator):
         from alibi_detect.cd import FETDriftOnline
 
+        class Detector(FETDriftOnline):  # type: ignore[misc]
+            def _simulate_streams(self, x_ref: NDArray[Any], pbar: object) -> NDArray[np.float32]:
+                return simulate_fet(
+                    int(x_ref.sum()),
+                    self.n,
+                    TWO_WINDOWS,
+                    self.t_max,
+                    streams,
+                    rise=self.alternative == "greater",
+                    smoothing=self.lam,
+                    generator=generator,
+                )
+
         detectors = [
-            FETDriftOnline(
-                reference.astype(np.int64),
-                2 * expected_run_time,
-                [SHORT_WINDOW, LONG_WINDOW],
-                n_bootstraps=_count_simulations(2 * expected_run_time, LONG_WINDOW),
-                alternative=way,
-                verbose=False,
+            Detector(
+                reference.astype(np.int64), 2 * expected_run_time, list(TWO_WINDOWS), alternative=way, verbose=False
             )
             for way in ("greater", "less")
         ]
-    return _follow(detectors, lambda values: values.astype(np.int64))
+    return _follow(detectors, TWO_WINDOWS, lambda values: values.astype(np.int64))
 
 
 def _count_simulations(expected_run_time: float, window: int) -> int:
@@ -295,26 +306,26 @@ def _count_simulations(expected_run_time: float, window: int) -> int:
     return math.ceil(STREAMS_PER_RUN * expected_run_time * math.exp(2 * window / expected_run_time))
 
 
-def _follow(detectors: Sequence[Any], scale: Callable[[Floats], NDArray[Any]]) -> Follow:
+def _follow(detectors: Sequence[Any], windows: Sequence[int], scale: Callable[[Floats], NDArray[Any]]) -> Follow:
     """Show a stream (n, width) to the detectors, a study at a time, until one of them gives an alarm.
 
     Returns what follows it: largest statistic over the sliding windows and threshold, shapes (studies, k),
-    NaN until the first window is full, and whether there was an alarm.
+    NaN until the first window is full, and the studies of the shortest sliding window that gave an alarm, 0 without.
     """
 
     def follow(stream: Floats, generator: np.random.Generator) -> Followed:
-        figures, alarm = [], False
+        figures, reach = [], 0
         with _quiet_and_seeded(generator):
             for detector in detectors:
                 detector.reset_state()
             for study in scale(stream):
                 answers = [detector.predict(study)["data"] for detector in detectors]
                 figures.append(np.concatenate([_largest_and_threshold(answer) for answer in answers], axis=1))
-                alarm = any(answer["is_drift"] for answer in answers)
-                if alarm:
+                reach = min((_reach(answer, windows) for answer in answers if answer["is_drift"]), default=0)
+                if reach:
                     break
         statistics, thresholds = np.array(figures).transpose(1, 0, 2) if figures else np.empty((2, 0, 0))
-        return statistics, thresholds, alarm
+        return statistics, thresholds, reach
 
     return follow
 
@@ -323,6 +334,12 @@ def _largest_and_threshold(answer: dict[str, Any]) -> Floats:
     """Give the largest statistic over the sliding windows above its threshold, shape (2, figures)."""
     largest = np.fmax.reduce(np.atleast_2d(answer["test_stat"]), axis=0)
     return np.stack([largest, np.broadcast_to(answer["threshold"], largest.shape)])
+
+
+def _reach(answer: dict[str, Any], windows: Sequence[int]) -> int:
+    """Give the studies of the shortest sliding window whose statistic reaches the threshold."""
+    over = (np.atleast_2d(answer["test_stat"]) >= answer["threshold"]).any(axis=1)
+    return min(window for window, reached in zip(windows, over, strict=True) if reached)
 
 
 def _halves(seed: int) -> Any:

@@ -269,26 +269,29 @@ def _add_up_reference(
     reference: Reference, staying: NDArray[np.intp], sides: NDArray[np.bool_]
 ) -> tuple[Floats, Floats]:
     """Sum the features (relabellings, features) that stand on the current side, and all of them."""
-    moved, total = np.zeros((len(sides), len(reference.variance))), np.zeros(len(reference.variance))
+    added = np.zeros((len(sides) + 1, len(reference.variance)))
     for some in chunks(len(staying)):
-        sums = reference.sums[staying[some]]
-        moved += sides[:, some].astype(np.float32) @ sums
-        total += sums.sum(axis=0, dtype=np.float64)
-    return moved, total
+        added += _and_all(sides[:, some]) @ reference.sums[staying[some]]
+    return added[:-1], added[-1]
 
 
 def _add_up_window(
     learned: FeatureMap, values: NDArray[Any], owners: NDArray[np.intp], sides: NDArray[np.bool_]
 ) -> tuple[Floats, Floats, Floats]:
     """Sum likewise over the window's studies, mapped a chunk at a time, and their squares too."""
-    moved = np.zeros((len(sides), len(learned.middle)))
-    total, squares = np.zeros((2, len(learned.middle)))
+    added, squares = np.zeros((len(sides) + 1, len(learned.middle))), np.zeros(len(learned.middle))
     for rows in chunks(len(values)):
         features = map_features(learned, values[rows])
-        moved += sides[:, owners[rows]].astype(np.float32) @ features
-        total += features.sum(axis=0, dtype=np.float64)
-        squares += np.square(features, dtype=np.float64).sum(axis=0)
-    return moved, total, squares
+        added += _and_all(sides[:, owners[rows]]) @ features
+        squares += np.einsum("nf,nf->f", features, features)
+    return added[:-1], added[-1], squares
+
+
+def _and_all(sides: NDArray[np.bool_]) -> Singles:
+    """Give the sides as factors, with a last row that takes everybody: one product then gives the total as well."""
+    factors = np.ones((len(sides) + 1, sides.shape[1]), dtype=np.float32)
+    factors[:-1] = sides
+    return factors
 
 
 def _relabellings(before: int, now: int, permutations: int, generator: np.random.Generator) -> NDArray[np.bool_]:

@@ -26,7 +26,12 @@ LEAST_PATIENTS = 5
 """Patients of every class that the reference must have."""
 
 LEAST_SEPARATION = 4.0
-"""Standard errors by which the classes' answers must differ, or their mixture cannot be told."""
+"""Sampling errors by which the classes' average answers must differ in the direction in which they differ least."""
+
+INVOLVED = 0.95
+"""Part of the squared length of that direction that the classes make up who are said to be involved, largest first."""
+
+ROUNDING = 1e-12
 
 GRID = 48
 """Scores at which two distribution functions are compared."""
@@ -37,7 +42,8 @@ class _Question:
     """A set of classes that shares of studies are asked of.
 
     ``said`` (n, J) and ``said_now`` (m, J) are scores, ``classes`` (n,) the class of each reference study out of K;
-    ``owners`` and ``owners_now`` number the patients. ``findings`` name (class, name, column) to report.
+    ``owners`` and ``owners_now`` number the patients. ``names`` are those of the K classes, ``findings`` name
+    (class, name, column) to report.
     """
 
     said: Floats
@@ -45,7 +51,7 @@ class _Question:
     owners: Codes
     said_now: Floats
     owners_now: Codes
-    count: int
+    names: tuple[str, ...]
     findings: tuple[tuple[int, str, int], ...]
 
 
@@ -78,7 +84,7 @@ def _questions(reference: Cohort, current: Cohort, first: Codes, second: Codes) 
             owners=first[known],
             said_now=current.scores,
             owners_now=second,
-            count=len(reference.classes),
+            names=reference.classes,
             findings=tuple((place, name, place) for place, name in enumerate(reference.findings)),
         )
         return
@@ -90,7 +96,7 @@ def _questions(reference: Cohort, current: Cohort, first: Codes, second: Codes) 
             owners=first[known],
             said_now=current.scores[:, [column]],
             owners_now=second,
-            count=2,
+            names=(f"no {name}", name) if TASKS[reference.task].label_per_finding else reference.classes,
             findings=((1, name, 0),),
         )
 
@@ -98,18 +104,18 @@ def _questions(reference: Cohort, current: Cohort, first: Codes, second: Codes) 
 def _explain_impossible(question: _Question, patients: int, policy: DriftPolicy) -> str:
     if patients < policy.minimum_patients:
         return f"{patients} patients, {policy.minimum_patients} are needed"
-    for place in range(question.count):
+    for place, name in enumerate(question.names):
         seen = len(np.unique(question.owners[question.classes == place]))
         if seen < LEAST_PATIENTS:
-            return f"{seen} patients of class {place} in the reference, {LEAST_PATIENTS} are needed"
+            return f"{seen} patients of class {name} in the reference, {LEAST_PATIENTS} are needed"
     return ""
 
 
 def _estimate(question: _Question, counts: Floats, window: Window, policy: DriftPolicy) -> list[PrevalenceShift]:
     weights = np.concatenate([np.ones((1, counts.shape[1])), counts])
     answers, said_now = _average_answers(question, weights)
-    if not _separated(answers):
-        reason = "the model's answers do not tell the classes apart enough"
+    if alike := _find_alike(answers):
+        reason = _tell_alike(question, alike)
         return [_absent(question, finding, window, policy, reason) for finding in question.findings]
     shares = _solve(answers, said_now)
     patients = len(np.unique(question.owners_now))
@@ -140,7 +146,7 @@ def _average_answers(question: _Question, weights: Floats) -> tuple[Floats, Floa
     """Average the scores of each class (b, J, K) and of the window (b, J) under weights of patients."""
     by_class = [
         _average(question.said[mine], question.owners[mine], weights)
-        for mine in (question.classes == place for place in range(question.count))
+        for mine in (question.classes == place for place in range(len(question.names)))
     ]
     return np.stack(by_class, axis=2), _average(question.said_now, question.owners_now, weights)
 
@@ -151,16 +157,32 @@ def _average(values: Floats, owners: Codes, weights: Floats) -> Floats:
     return np.asarray(totals[:, :-1] / np.maximum(totals[:, -1:], 1e-12))
 
 
-def _separated(answers: Floats) -> bool:
-    """Tell whether every two classes are answered differently, beyond what resampling moves."""
+def _find_alike(answers: Floats) -> tuple[int, ...]:
+    """Name the classes whose mixture cannot be told, none where all can; from average answers (b, J, K), row 0 as seen.
+
+    A change of the shares by v, which sums to 0, moves what is said on average by A v. The v of length 1 that moves it
+    least is the last right singular vector of A on such changes, and how far it does the singular value; it
+    must be LEAST_SEPARATION times what A v errs by when patients are drawn again. Of two classes that is
+    their distance in standard errors. Three may each differ from each and yet one be a mixture of the others.
+    """
     classes = answers.shape[2]
-    for one in range(classes):
-        for other in range(one):
-            apart = answers[:, :, one] - answers[:, :, other]
-            spread = np.maximum(apart[1:].std(axis=0, ddof=1), 1e-12)
-            if np.abs(apart[0] / spread).max() < LEAST_SEPARATION:
-                return False
-    return True
+    changes = np.linalg.svd(np.ones((1, classes)))[2][1:].T
+    _, values, weights = np.linalg.svd(answers[0] @ changes, full_matrices=True)
+    least = changes @ weights[-1]
+    moved = float(values[-1]) if len(values) == classes - 1 else 0.0
+    error = float(np.sqrt(np.square((answers[1:] - answers[0]) @ least).sum(axis=1).mean()))
+    if moved >= LEAST_SEPARATION * max(error, ROUNDING):
+        return ()
+    order = np.argsort(-np.abs(least), kind="stable")
+    enough = int(np.searchsorted(np.cumsum(least[order] ** 2), INVOLVED)) + 1
+    return tuple(sorted(order[: max(enough, 2)].tolist()))
+
+
+def _tell_alike(question: _Question, alike: tuple[int, ...]) -> str:
+    names = [question.names[place] for place in alike]
+    told = f"{', '.join(names[:-1])} and {names[-1]}"
+    patients = len(np.unique(question.owners))
+    return f"the model's answers do not tell {told} apart enough, by {patients} patients in the reference"
 
 
 def _solve(answers: Floats, said_now: Floats) -> Floats:
@@ -187,7 +209,7 @@ def _test_fit(question: _Question, column: int, weights: Floats, shares: Floats)
     grid = np.unique(np.quantile(both, np.linspace(0, 1, GRID + 2)[1:-1], method="inverted_cdf"))
     now = _average(_below(question.said_now[:, column], grid), question.owners_now, weights)
     mixed = np.zeros_like(now)
-    for place in range(question.count):
+    for place in range(len(question.names)):
         mine = question.classes == place
         mixed += shares[:, [place]] * _average(
             _below(question.said[mine, column], grid), question.owners[mine], weights

@@ -41,6 +41,9 @@ class DriftPolicy(BaseModel):
     resamples: int = Field(1000, ge=100, description="patient-level bootstrap resamples for intervals")
     level: float = Field(0.95, gt=0.5, lt=1)
     embedding_detectors: tuple[str, ...] = ("embedding_shift",)
+    online_detectors: tuple[str, ...] = Field(
+        (), description="tests between windows: alibi_online_mmd, _cvm, _fet; as many false warnings a year as alarms"
+    )
     score_detector: str = "ks"
     acquisition: tuple[str, ...] = Field((), description="attributes tested as acquisition; empty: all but case_mix")
     case_mix: tuple[str, ...] = ("sex", "age")
@@ -52,6 +55,11 @@ class DriftPolicy(BaseModel):
     alibi_detect: bool = Field(True, description="False removes alibi-detect completely: nothing imports it")
     evidently: bool = True
     seed: int = 0
+
+    @property
+    def online_tests(self) -> tuple[str, ...]:
+        """The tests between windows that are run: none where alibi-detect, whose they are, is switched off."""
+        return self.online_detectors if self.alibi_detect else ()
 
     def drift_alpha(self, window: Window) -> float:
         """Give the probability of a false DRIFT in one window, over all comparisons but those of subgroups."""

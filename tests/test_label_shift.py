@@ -16,11 +16,11 @@ POLICY = DriftPolicy(resamples=200)
 CLASSES = {Task.BINARY: ("no", "yes"), Task.MULTI_CLASS: ("a", "b", "c"), Task.MULTI_LABEL: ("x", "y")}
 
 
-def make_cohort(task, scores, labels, *, first=0, images=1) -> Cohort:
+def make_cohort(task, scores, labels, *, first=0, images=1, classes=None) -> Cohort:
     n = len(scores)
     return Cohort(
         task=task,
-        classes=CLASSES[task],
+        classes=classes or CLASSES[task],
         study_uid=np.array([f"s{first + i}" for i in range(n)]),
         patient_key=np.array([f"p{first + i // images}" for i in range(n)]),
         times=np.full(n, np.datetime64("2026-01-05", "us")),
@@ -93,6 +93,57 @@ def test_several_classes_sum_to_one_and_are_found_together():
         assert shift.high - shift.low < 0.15
 
 
+def draw_dependent(rng, n, shares, weight, *, first=0, images=2) -> Cohort:
+    """Draw patients of four classes, the last answered like the even mixture of the first two but for ``weight``."""
+    said = np.array([[0.55, 0.2, 0.15, 0.1], [0.15, 0.55, 0.2, 0.1], [0.15, 0.15, 0.6, 0.1], [0.05, 0.05, 0.1, 0.8]])
+    said[3] = (1 - weight) * said[:2].mean(axis=0) + weight * said[3]
+    classes = rng.choice(4, n, p=shares)
+    own = np.array([rng.dirichlet(6 * said[one]) for one in classes]).repeat(images, axis=0)
+    scores = 0.8 * own + 0.2 * rng.dirichlet(np.ones(4), len(own))
+    classes = classes.repeat(images)
+    return make_cohort(Task.MULTI_CLASS, scores, classes, first=first, images=images, classes=("a", "b", "c", "d"))
+
+
+def test_a_class_answered_like_a_mixture_of_others_is_refused_though_every_two_differ():
+    rng = np.random.default_rng(8)
+    reference = draw_dependent(rng, 800, [0.25] * 4, 0.0)
+    found = estimate(reference, draw_dependent(rng, 200, [0.25] * 4, 0.0, first=5000))
+    assert {(shift.estimate, shift.low, shift.n, shift.patients) for shift in found} == {(None, None, 400, 200)}
+    assert {shift.reason for shift in found} == {
+        "the model's answers do not tell a, b and d apart enough, by 800 patients in the reference"
+    }
+
+
+def test_two_classes_that_are_answered_alike_are_named():
+    rng = np.random.default_rng(9)
+
+    def draw(n, first=0):
+        classes = rng.integers(0, 3, n)
+        evidence = 2.0 * np.eye(3)[np.where(classes == 2, 1, classes)] + rng.normal(size=(n, 3))
+        scores = np.exp(evidence) / np.exp(evidence).sum(axis=1, keepdims=True)
+        return make_cohort(Task.MULTI_CLASS, scores, classes, first=first)
+
+    found = estimate(draw(600), draw(100, first=5000))
+    assert {shift.reason for shift in found} == {
+        "the model's answers do not tell b and c apart enough, by 600 patients in the reference"
+    }
+
+
+@pytest.mark.slow
+def test_intervals_cover_where_the_columns_of_four_classes_lean_on_each_other():
+    rng, runs, answered = np.random.default_rng(10), 150, 0
+    covered = np.zeros(4)
+    truth = np.array([0.15, 0.15, 0.2, 0.5])
+    for seed in range(runs):
+        reference = draw_dependent(rng, 400, [0.25] * 4, 0.5)
+        found = estimate(reference, draw_dependent(rng, 150, truth, 0.5, first=5000), seed)
+        if found[0].estimate is not None:
+            answered += 1
+            covered += [shift.low <= share <= shift.high for shift, share in zip(found, truth, strict=True)]
+    assert answered > 0.9 * runs
+    assert (covered >= binom.ppf(1e-4, answered, 0.93)).all()
+
+
 def test_every_finding_of_a_multi_label_model_is_asked_alone():
     rng = np.random.default_rng(4)
 
@@ -113,12 +164,12 @@ def test_every_finding_of_a_multi_label_model_is_asked_alone():
         (
             lambda r: make_cohort(Task.BINARY, r.random(60), np.r_[np.ones(3), np.zeros(57)]),
             lambda r: binary(r, 40, 0.5, first=1000),
-            "3 patients of class 1 in the reference, 5 are needed",
+            "3 patients of class yes in the reference, 5 are needed",
         ),
         (
             lambda r: make_cohort(Task.BINARY, r.random(100), r.integers(0, 2, 100)),
             lambda r: binary(r, 40, 0.5, first=1000),
-            "the model's answers do not tell the classes apart enough",
+            "the model's answers do not tell no and yes apart enough, by 100 patients in the reference",
         ),
     ],
     ids=["few now", "few of a class", "no separation"],
