@@ -30,7 +30,7 @@ class Ward:
 
 
 WARDS = {
-    "table, daily": Ward(images=False, reference=120, patients=30, days=1, windows=120),
+    "table, daily": Ward(images=False, reference=120, patients=30, days=1, windows=60),
     "images, daily": Ward(images=True, reference=120, patients=30, days=1, windows=80),
     "large reference, daily": Ward(images=True, reference=MOST_PERMUTED + 1, patients=60, days=1, windows=60),
     "images, weekly": Ward(images=True, reference=120, patients=30, days=7, windows=80),
