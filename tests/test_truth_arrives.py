@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from dashboard.window_charts import estimate_errors
+from dashboard.calibration_charts import estimate_errors
 from flows.ingesting import ingest_export
 from flows.rounds import RoundOrder, run_round
 from flows.screens import show_batch, show_status
@@ -99,8 +99,8 @@ def test_the_truth_is_held_against_estimates_and_widens_later_ones(ward: Ward, t
     assert [error.window for error in errors] == [week(number) for number in range(4)]
     assert all(error.error > 0.05 for error in errors)  # nothing in the scores tells that labels turned
 
-    figure = estimate_errors(reconcile(reports))
-    assert [len(trace.x) for trace in figure.data if trace.name == "accuracy"] == [4]
+    figure = estimate_errors(reconcile(reports), {})
+    assert {len(trace.x) for trace in figure.data if trace.name == "estimated minus measured"} == {4}
 
     (sixth,) = live(ward, export(tmp_path, 5, labelled=False), at=week(5).end)
     before, after = (loss(report, Source.ESTIMATED) for report in (reports[4], sixth))
