@@ -216,7 +216,7 @@ def show_status(screen: Console, status: dict[str, Any]) -> None:
         else:
             screen.print("No window has been watched yet.")
         if state["alarms"]:
-            screen.print(alarms_text(state["alarms"]))
+            screen.print(Text.assemble("\n", alarms_text(state["alarms"])))
         for warning in state["warnings"]:
             screen.print(Text(f"Early warning: {warning['reason']}", COLOURS[Verdict.DRIFT]))
         if state["labels"]:
