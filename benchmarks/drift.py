@@ -149,8 +149,8 @@ def replace_cases(fresh: list[Case]) -> list[Case]:
     rows = json.loads((RESULTS / "drift.json").read_text(encoding="utf-8"))
     if any(not row["machine"].startswith(machine()) for row in rows):
         raise SystemExit("the results are another machine's: measure all parts again")
-    cases = {(row["case"], row["n"]): Case(**{name: row[name] for name in names}) for row in rows}
-    return list((cases | {(case.case, case.n): case for case in fresh}).values())
+    cases = {row["case"]: Case(**{name: row[name] for name in names}) for row in rows}
+    return list((cases | {case.case: case for case in fresh}).values())
 
 
 def main() -> None:
