@@ -24,16 +24,13 @@ from monitor.columns import chi_square, effect_of
 from monitor.comparisons import Question
 from monitor.detectors import EFFECT_NAMES, Outcome, compare
 from monitor.embedding_features import (
-    BANDWIDTHS,
     FLAT,
-    FOURIER_DIRECTIONS,
-    FREQUENCIES,
     GROUPS,
     FeatureMap,
     _breadth,
     _groups,
-    _whiten,
     columns,
+    plan_features,
 )
 from monitor.embedding_shift import PATIENTS_A_DIRECTION, _judge
 from monitor.permutations import p_value
@@ -133,14 +130,8 @@ class Relabellings:
 
 def _learn(values: Floats, generator: np.random.Generator, most: int) -> tuple[FeatureMap, Singles]:
     """Learn as `monitor.embedding_features.learn`, all breadths 1; with the standardised features of the rows."""
-    centre = values.mean(axis=0)
-    axes, whitening = _whiten(values - centre, most)
-    used = min(FOURIER_DIRECTIONS, len(whitening))
-    white = (values - centre) @ (axes / whitening)[:, :used]
-    typical = float(np.sqrt(2 * np.median(np.square(white).sum(axis=1)))) or 1.0
-    normal = generator.standard_normal((len(BANDWIDTHS), used, FREQUENCIES))
-    frequencies = (normal / np.multiply(BANDWIDTHS, typical)[:, None, None]).astype(np.float32)
-    features = np.concatenate(_groups(centre, axes, whitening, frequencies, values), axis=1)
+    centre, axes, whitening, frequencies = plan = plan_features(values, generator, most)
+    features = np.concatenate(_groups(*plan, values), axis=1)
     middle, scale = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
     scale[scale < FLAT] = 1
     features -= middle.astype(np.float32)

@@ -22,8 +22,8 @@ def follow(ward: Ward, model: str, *, at: datetime) -> tuple[StreamReport, ...]:
     Raises:
         SettingsError: the settings name no first reference window.
     """
-    policy, window = ward.settings.drift, _unfinished(ward, model, at)
-    if not policy.online_tests or window is None:
+    policy = ward.settings.drift
+    if not policy.online_tests or (window := _unfinished(ward, model, at)) is None:
         return ()
     begin = max([window.start, *(entry.since for entry in ward.records.champion_history(model)[1:])])
     if begin >= at:

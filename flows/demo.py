@@ -28,10 +28,11 @@ from flows.rounds import RoundOrder, run_as_flow, run_round
 from flows.screens import COLOURS, GATE_WORDS, loss_text, number, show_status
 from flows.status import plain, status_of
 from flows.treating import choose
-from flows.ward import StepRefused, Ward, adapter_of, backbone_of, open_ward, shown_reports, version_at
+from flows.ward import StepRefused, Ward, adapter_of, backbone_of, open_ward, version_at
 from monitor.cohorts import Window
 from monitor.harm import headline_harm
 from monitor.results import Verdict, WindowReport
+from monitor.suppression import suppress_report
 from registry.approvals import approve, hash_password
 from registry.held_out import PatientRole, roles_of
 from registry.promotion import install, promote
@@ -185,7 +186,8 @@ def _live_week(ward: Ward, hospital: Hospital, week: int, *, prefect: bool, scre
 
 
 def _report(ward: Ward, window: Window) -> WindowReport | None:
-    return next((report for report in shown_reports(ward, MODEL) if report.window == window), None)
+    report = ward.records.report(MODEL, window)
+    return report and suppress_report(report, ward.settings.drift.smallest_cell)
 
 
 def _show_treatment(ward: Ward, judged: set[str], screen: Console) -> None:

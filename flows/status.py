@@ -71,7 +71,7 @@ def _status_of_model(ward: Ward, model: str) -> dict[str, Any]:
 
 def warnings_of(records: Records, model: str) -> list[dict[str, Any]]:
     """List the early warnings between windows, oldest first; the verdict of their window takes their place."""
-    watched = {report.window.key for report in records.reports(model)}
+    watched = {window.key for window in records.watched(model)}
     events = [event for event in records.events(model, kind=WARNED) if event.subject not in watched]
     return [{"window": event.subject, "told_at": event.at, **json.loads(event.payload)} for event in events]
 

@@ -77,14 +77,7 @@ def learn(values: Floats, generator: np.random.Generator, most: int | None = Non
         generator: source of randomness, for the frequencies.
         most: directions to learn at most, all that vary without it.
     """
-    centre = values.mean(axis=0)
-    axes, whitening = _whiten(values - centre, most)
-    used = min(FOURIER_DIRECTIONS, len(whitening))
-    white = (values - centre) @ (axes / whitening)[:, :used]
-    typical = float(np.sqrt(2 * np.median(np.square(white).sum(axis=1)))) or 1.0
-    normal = generator.standard_normal((len(BANDWIDTHS), used, FREQUENCIES))
-    frequencies: Singles = (normal / np.multiply(BANDWIDTHS, typical)[:, None, None]).astype(np.float32)
-    plan = (centre, axes, whitening, frequencies)
+    centre, axes, whitening, frequencies = plan = plan_features(values, generator, most)
     raw = np.concatenate([np.concatenate(_groups(*plan, values[rows]), axis=1) for rows in chunks(len(values))])
     middle, scale = raw.mean(axis=0, dtype=np.float64), raw.std(axis=0, dtype=np.float64)
     scale[scale < FLAT] = 1
@@ -98,6 +91,20 @@ def learn(values: Floats, generator: np.random.Generator, most: int | None = Non
         scale=scale.astype(np.float32),
         breadth=np.array([_breadth(raw[:, group]) for group in columns(axes.shape)]),
     )
+
+
+def plan_features(
+    values: Floats, generator: np.random.Generator, most: int | None
+) -> tuple[Floats, Singles, Singles, Singles]:
+    """Learn what features are made with: centre, axes, whitening and frequencies of `FeatureMap`; see `learn`."""
+    centre = values.mean(axis=0)
+    axes, whitening = _whiten(values - centre, most)
+    used = min(FOURIER_DIRECTIONS, len(whitening))
+    white = (values - centre) @ (axes / whitening)[:, :used]
+    typical = float(np.sqrt(2 * np.median(np.square(white).sum(axis=1)))) or 1.0
+    normal = generator.standard_normal((len(BANDWIDTHS), used, FREQUENCIES))
+    frequencies: Singles = (normal / np.multiply(BANDWIDTHS, typical)[:, None, None]).astype(np.float32)
+    return centre, axes, whitening, frequencies
 
 
 def _whiten(centred: Floats, most: int | None) -> tuple[Singles, Singles]:

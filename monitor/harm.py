@@ -24,7 +24,7 @@ from monitor.expected import (
 from monitor.intervals import Difference, Estimate, Floats, Form, Measured, draw_both
 from monitor.measures import Answers, Basis, answers_of, describe, estimate
 from monitor.policies import DriftPolicy
-from monitor.reconciliation import EstimationError, PastError, past_error
+from monitor.reconciliation import EstimationError, PastError, past_error, vary_by_sampling
 from monitor.results import Harm, Source
 
 HARM_MEASURES = ("auroc", "sensitivity", "specificity", "accuracy")
@@ -100,8 +100,7 @@ def _differences(
     for name in HARM_MEASURES:
         truth, guess = realised[name], estimated[name]
         if truth.now.value is not None and guess.now.value is not None:
-            # labels of some studies only: how these differ from all is luck of its own
-            variance = guess.now.spread**2 + (1 - labelled) * truth.now.spread**2
+            variance = vary_by_sampling(guess.now.spread, truth.now.spread, 1 - labelled)
             found[name] = guess.now.value - truth.now.value, math.sqrt(variance)
     return found
 

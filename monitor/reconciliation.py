@@ -60,6 +60,14 @@ def past_error(history: Sequence[EstimationError], metric: str, finding: str) ->
     return PastError(size=math.sqrt(max(excess, 0.0)), windows=len(mine))
 
 
+def vary_by_sampling(estimated: float, realised: float, lacking: float) -> float:
+    """Give the variance that sampling alone gives an error, from both figures' standard errors.
+
+    Where a share of the labels is ``lacking``, how the labelled studies differ from all is luck of its own.
+    """
+    return estimated**2 + lacking * realised**2
+
+
 def _reconcile_one(report: WindowReport) -> Iterable[EstimationError]:
     realised = {(h.metric, h.finding): h for h in report.harms if h.source is Source.REALISED}
     lacking = 1 - report.n_labelled / max(report.n, 1)
@@ -78,7 +86,6 @@ def _reconcile_one(report: WindowReport) -> Iterable[EstimationError]:
             estimated=estimated.current,
             realised=truth.current,
             error=estimated.current - truth.current,
-            # labels of some studies only: how these differ from all is luck of its own
-            variance=estimated.current_error**2 + lacking * truth.current_error**2,
+            variance=vary_by_sampling(estimated.current_error, truth.current_error, lacking),
             n=truth.n,
         )

@@ -206,10 +206,6 @@ class LabelRow(SQLModel, table=True):
     known_at: datetime = utc_column()
     at: datetime = utc_column()
 
-    def value(self) -> tuple[int | None, ...]:
-        """Give the labels back."""
-        return tuple(json.loads(self.labels))
-
 
 class QuarantineRow(SQLModel, table=True):
     """A refused row with its reason."""

@@ -82,6 +82,12 @@ class Hospital:
 
 
 @pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Tell where a store may lie."""
+    return tmp_path / "wardround.db"
+
+
+@pytest.fixture
 def tell_story(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Hospital]:
     """Return a function that tells the first weeks of the story in an empty store, and points the dashboard at it."""
 

@@ -25,11 +25,6 @@ EVENTS = 5
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "wardround.db"
-
-
-@pytest.fixture
 def records(path: Path) -> Iterator[Records]:
     records = open_records(f"sqlite:///{path}")
     for i in range(EVENTS):

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from dashboard.signing_in import VISITOR, Visitor
 from monitor.performance import evaluate
 from monitor.policies import DriftPolicy
 from monitor.severity import GRADE_WORDS, grade_window
 from monitor.streams import Stream
-from tests.conftest import MODEL, OFFICER, UNLABELLED_WEEK, Hospital
+from tests.conftest import MODEL, UNLABELLED_WEEK, Hospital
+from tests.test_dashboard_pages import sound_page
 
 Story = Callable[[int], Hospital]
 
@@ -26,20 +25,6 @@ Story = Callable[[int], Hospital]
 def fresh_cache() -> Iterator[None]:
     yield
     st.cache_resource.clear()
-
-
-def page(name: str) -> AppTest:
-    def show(name: str) -> None:
-        import importlib
-
-        importlib.import_module(f"dashboard.{name}_page").show()
-
-    app = AppTest.from_function(show, kwargs={"name": name}, default_timeout=30)
-    at = datetime.now(UTC)
-    app.session_state[VISITOR] = Visitor(name=OFFICER, role="quality officer", since=at, seen=at)
-    app.run()
-    assert not app.exception
-    return app
 
 
 def said(app: AppTest) -> str:
@@ -51,7 +36,7 @@ def said(app: AppTest) -> str:
 @pytest.mark.parametrize("name", ["overview", "drift"])
 def test_the_grade_is_shown_with_every_reason(tell_story: Story, name: str) -> None:
     hospital = tell_story(6)
-    text = said(page(name))
+    text = said(sound_page(name))
     severity = grade_window(hospital.records.reports(MODEL)[5], DriftPolicy())
     assert GRADE_WORDS[severity.grade] in text
     assert len(severity.reasons) > 1
@@ -61,7 +46,7 @@ def test_the_grade_is_shown_with_every_reason(tell_story: Story, name: str) -> N
 @pytest.mark.parametrize("name", ["overview", "drift"])
 def test_the_headline_stands_beside_its_streams_and_their_parts(tell_story: Story, name: str) -> None:
     tell_story(6)
-    app = page(name)
+    app = sound_page(name)
     (headline,) = [metric for metric in app.metric if metric.label == "Headline"]
     assert headline.value.endswith(" of 100")
     assert not headline.value.startswith(("0 ", "100 "))
@@ -70,12 +55,12 @@ def test_the_headline_stands_beside_its_streams_and_their_parts(tell_story: Stor
 
 def test_a_stream_that_was_not_judged_is_said_beside_the_headline(tell_story: Story) -> None:
     tell_story(UNLABELLED_WEEK + 1)
-    assert "Not judged, and so not in it: realised performance." in said(page("overview"))
+    assert "Not judged, and so not in it: realised performance." in said(sound_page("overview"))
 
 
 def test_a_window_without_calibration_says_so_and_draws_nothing(tell_story: Story) -> None:
     tell_story(1)
-    assert "Calibration cannot be told" in said(page("drift"))
+    assert "Calibration cannot be told" in said(sound_page("drift"))
 
 
 def test_calibration_is_drawn_from_the_studies_of_the_window(tell_story: Story) -> None:
@@ -86,7 +71,7 @@ def test_calibration_is_drawn_from_the_studies_of_the_window(tell_story: Story) 
         cohort, name="week", model_version="1", policy=DriftPolicy(), generator=np.random.default_rng(0)
     )
     hospital.records.save_report(replace(report, n=report.n + 1, evaluations=(measured,)), report.window.end)
-    app = page("drift")
+    app = sound_page("drift")
     figures = {metric.label: metric.value for metric in app.metric}
     assert figures["Brier score"] == f"{measured.metric('brier').value:.3f}"
     assert figures["Calibration slope"] == "not known"

@@ -88,6 +88,13 @@ def page(name: str, *, person: str = OFFICER, role: str = OFFICER_ROLE) -> AppTe
     return app.run()
 
 
+def sound_page(name: str) -> AppTest:
+    """Open one page as the quality officer; nothing on it has failed."""
+    app = page(name)
+    assert not app.exception, app.exception
+    return app
+
+
 def whole_app(path: str = "") -> AppTest:
     """Open the whole dashboard, side bar and all, at an address; as a visitor whom nobody knows yet."""
     app = AppTest.from_file(APP, default_timeout=30)

@@ -28,7 +28,7 @@ from registry.entries import ChampionRecord, QuarantinedRow
 from registry.records import Records, open_records
 from registry.settings import FILE_NAME, ModelSettings
 from tests.conftest import OFFICER, PASSWORD, REFERENCE, WEEKS, decide, plan_of, report_of, run_of
-from tests.test_dashboard_pages import PAGES, scan_once
+from tests.test_dashboard_pages import PAGES, scan_once, sound_page
 
 PAYLOADS = (
     "<script>alert(1)</script>",
@@ -146,20 +146,6 @@ def _treat(records: Records, proposer: str) -> None:
     records.save_run(failed, at)
 
 
-def page(name: str) -> AppTest:
-    def show(name: str) -> None:
-        import importlib
-
-        importlib.import_module(f"dashboard.{name}_page").show()
-
-    app = AppTest.from_function(show, kwargs={"name": name}, default_timeout=30)
-    at = datetime.now(UTC)
-    app.session_state[VISITOR] = Visitor(name=OFFICER, role="quality officer", since=at, seen=at)
-    app.run()
-    assert not app.exception, app.exception
-    return app
-
-
 def markup_of(app: AppTest) -> list[str]:
     """Give every text that Streamlit reads as Markdown."""
     kinds = ("title", "header", "subheader", "markdown", "caption", "error", "info", "success", "warning")
@@ -175,7 +161,7 @@ def labels_of(app: AppTest) -> list[str]:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_no_page_makes_markup_of_data(hostile: Path, name: str) -> None:
-    app = page(name)
+    app = sound_page(name)
     if name == "approvals":
         assert len(app.selectbox(key="decision").options) == 2
     texts = [OURS.sub("", text) for text in [*markup_of(app), *labels_of(app)]]
@@ -186,7 +172,7 @@ def test_no_page_makes_markup_of_data(hostile: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_no_page_lets_html_through(hostile: Path, name: str) -> None:
-    app = page(name)
+    app = sound_page(name)
     assert not app.get("html")
     assert not [element for element in app.markdown if element.allow_html]
 
@@ -194,7 +180,7 @@ def test_no_page_lets_html_through(hostile: Path, name: str) -> None:
 @pytest.mark.parametrize("name", PAGES)
 def test_figures_escape_every_label(hostile: Path, name: str) -> None:
     """Plotly reads a dialect of HTML in every text, and its links are live."""
-    specs = [json.loads(chart.proto.spec) for chart in page(name).get("plotly_chart")]
+    specs = [json.loads(chart.proto.spec) for chart in sound_page(name).get("plotly_chart")]
     assert specs
     allowed = re.compile(r"</?i>|<br>|<extra></extra>")
     for text in _texts_in(specs):

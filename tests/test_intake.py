@@ -31,11 +31,6 @@ BAD = QuarantinedRow(line=7, reason="bad_row", detail="x", content="y")
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "wardround.db"
-
-
-@pytest.fixture
 def records(path: Path) -> Iterator[Records]:
     records = open_records(f"sqlite:///{path}")
     records.register_model("m", SETTINGS, AT)

@@ -29,11 +29,6 @@ Labels = tuple[int | None, ...]
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "wardround.db"
-
-
-@pytest.fixture
 def records(path: Path) -> Iterator[Records]:
     records = open_records(f"sqlite:///{path}")
     records.register_model("m", FINDINGS, AT)

@@ -29,11 +29,6 @@ WEEK = Window(start=datetime(2026, 3, 30, tzinfo=UTC), end=datetime(2026, 4, 6, 
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "wardround.db"
-
-
-@pytest.fixture
 def records(path: Path) -> Iterator[Records]:
     records = open_records(f"sqlite:///{path}")
     records.register_model("m", ModelSettings(), AT)
