@@ -8,13 +8,12 @@ import streamlit as st
 
 from continual.plans import AdaptationPlan, AdaptationRun, RunState
 from dashboard import treatment_charts
+from dashboard.drawing import QUIET_BAR
 from dashboard.glossary import show_terms
 from dashboard.names import number, plural, reword, sentence, strategy_words
 from dashboard.reading import choose, chosen_model, plain, show_table, store
 from dashboard.wording import name_plan, tell_evidence, tell_run
 from registry.decisions import GateDecision
-
-QUIET_BAR = {"displayModeBar": False}
 
 
 def show() -> None:

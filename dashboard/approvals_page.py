@@ -8,6 +8,7 @@ from typing import Any
 import streamlit as st
 
 from dashboard import treatment_charts
+from dashboard.drawing import QUIET_BAR
 from dashboard.glossary import show_terms
 from dashboard.names import day, metric_words, reword, sentence, strategy_words
 from dashboard.palette import OUTCOME_WORDS
@@ -119,7 +120,7 @@ def _show_decision(decision: GateDecision, person: Visitor) -> None:
         )
     st.subheader("Challenger against champion, on patients nobody learned from", anchor=False)
     figure = treatment_charts.gate_checks(decision)
-    st.plotly_chart(figure, width="stretch", key="gate", config={"displayModeBar": False})
+    st.plotly_chart(figure, width="stretch", key="gate", config=QUIET_BAR)
     st.caption(
         f"Right is better. Lines are {decision.policy.level:.0%} intervals over patients. On cohorts a whole line "
         "must lie right of its limit; for subgroups and forgetting the point must."

@@ -8,6 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import charts
+from dashboard.drawing import QUIET_BAR
 from dashboard.event_wording import EVENT_WORDS, tell_event, tell_move
 from dashboard.glossary import show_terms
 from dashboard.reading import chosen_model, plain, store
@@ -46,7 +47,7 @@ def show() -> None:
     shown = _filter(events)
     if shown:
         figure = charts.events_by_day(shown, EVENT_WORDS)
-        st.plotly_chart(figure, width="stretch", key="events", config={"displayModeBar": False})
+        st.plotly_chart(figure, width="stretch", key="events", config=QUIET_BAR)
     st.caption(f"{len(shown)} of {len(events)} events, newest first.")
     st.dataframe(_table(shown), hide_index=True, width="stretch", height=480, column_config=COLUMNS)
     show_terms("Event", "Digest", "Held-out cohort", "Champion and challenger", "The gate", "Adapter")

@@ -6,6 +6,7 @@ import numpy as np
 import streamlit as st
 
 from dashboard import calibration_charts
+from dashboard.drawing import QUIET_BAR
 from dashboard.glossary import TERMS
 from dashboard.names import METRIC_MEANINGS, metric_words, number, sentence
 from dashboard.reading import plain, store
@@ -16,7 +17,6 @@ FIGURES = ("ece_debiased", "calibration_slope", "calibration_intercept", "brier"
 PARTS = {"brier_uncertainty": 1, "brier_resolution": -1, "brier_reliability": 1}
 """The parts of the Brier score, and whether each raises or lowers it."""
 
-QUIET_BAR = {"displayModeBar": False}
 LEAST_SHOWN = 0.0005
 """Differences that three digits do not show."""
 

@@ -12,6 +12,9 @@ from dashboard.palette import LABEL, LINE, UNKNOWN, VERDICT_COLOURS, VERDICT_MAR
 from monitor.cohorts import Window
 from monitor.results import Verdict
 
+QUIET_BAR = {"displayModeBar": False}
+"""How pages show a figure: without the bar of tools."""
+
 ROW = 30
 """Pixels a row of a figure takes."""
 

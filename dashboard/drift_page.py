@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import streamlit as st
 
 from dashboard import calibration_charts, calibration_view, charts, window_charts
+from dashboard.drawing import QUIET_BAR
 from dashboard.glossary import show_terms
 from dashboard.grading import show_severity, show_streams
 from dashboard.names import detector_words, feature_words, reword, sentence, value_words
@@ -22,7 +23,6 @@ TERMS += ("Headline", "Stream score", "Severity", "Estimated without labels", "I
 TERMS += ("MMD, LSDD, classifier, KS, chi-square", "Calibration")
 METRICS = ("auroc", "sensitivity", "specificity", "accuracy", *calibration_view.FIGURES)
 DOUBTFUL = 0.01
-QUIET_BAR = {"displayModeBar": False}
 
 
 def show() -> None:

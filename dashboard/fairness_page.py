@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import streamlit as st
 
 from dashboard import charts, window_charts
+from dashboard.drawing import QUIET_BAR
 from dashboard.glossary import show_terms
 from dashboard.names import METRIC_MEANINGS, METRIC_WORDS, metric_words
 from dashboard.palette import VERDICT_WORDS
@@ -33,7 +34,7 @@ def show() -> None:
     mine = [gap for gap in gaps if gap.metric == metric]
     if any(gap.gap is not None for gap in mine):
         figure = charts.gap_forest(mine)
-        st.plotly_chart(figure, width="stretch", key="forest", config={"displayModeBar": False})
+        st.plotly_chart(figure, width="stretch", key="forest", config=QUIET_BAR)
         st.caption(
             f"{METRIC_MEANINGS.get(metric, '')} A gap is the subgroup minus everyone else. Lines are "
             f"{mine[0].level:.0%} intervals over patients; the colour of a change is "
@@ -50,7 +51,7 @@ def _show_history(reports: Sequence[WindowReport], finding: str) -> None:
     if any(report.gaps for report in reports):
         st.subheader("Did a subgroup's gap change, window by window", anchor=False)
         figure = window_charts.gaps_by_week(reports, finding)
-        st.plotly_chart(figure, width="stretch", key="history", config={"displayModeBar": False})
+        st.plotly_chart(figure, width="stretch", key="history", config=QUIET_BAR)
         st.caption("No drift: none of its subgroups moved in any figure that could be judged.")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import streamlit as st
 
 from dashboard import stream_charts
+from dashboard.drawing import QUIET_BAR
 from dashboard.glossary import TERMS
 from dashboard.names import part_words, reword, sentence
 from dashboard.reading import plain, store
@@ -16,7 +17,6 @@ from monitor.severity import GRADE_WORDS, Grade, grade_window
 from monitor.streams import Part, StreamScore, score_headline, score_streams
 from registry.entries import windows_open
 
-QUIET_BAR = {"displayModeBar": False}
 BOXES = {Grade.STOP: st.error, Grade.ACT: st.error, Grade.WATCH: st.warning}
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import streamlit as st
 
 from dashboard import window_charts
+from dashboard.drawing import QUIET_BAR
 from dashboard.glossary import show_terms
 from dashboard.grading import show_severity, show_streams, show_streams_over_time
 from dashboard.names import METRIC_MEANINGS, days
@@ -78,7 +79,7 @@ def show() -> None:
     _show_answers(answers)
     st.subheader("Performance and verdicts, window by window", anchor=False)
     figure = window_charts.week_by_week(reports, history, metric=METRIC, finding=finding)
-    st.plotly_chart(figure, width="stretch", key="weeks", config={"displayModeBar": False}, alt=tell_headline(reports))
+    st.plotly_chart(figure, width="stretch", key="weeks", config=QUIET_BAR, alt=tell_headline(reports))
     st.caption(
         f"{METRIC_MEANINGS[METRIC]} Lines up and down are 95 % intervals, of an estimate where "
         "labels will put it; the marks below are the verdicts."
