@@ -23,7 +23,8 @@ from safetensors import torch as safetensors
 from torch import Tensor, nn
 from torch.nn import functional
 
-from continual.backbones import Backbone, BackboneCard
+from continual.adapter_kinds import ADAPTERS
+from continual.backbones import Backbone
 from continual.files import content_sha256, write_atomically
 from continual.plans import AdaptationPolicy
 from monitor.tasks import TASKS, Task
@@ -93,7 +94,7 @@ class AdaptedTail(nn.Module):
         return {name: value for name, value in self.named_parameters() if value.requires_grad}
 
 
-# --- everything that depends on the task or the kind of adapter -----------------------------------
+# --- everything that depends on the task ------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,26 +120,6 @@ TRAINING: dict[Task, TaskTraining] = {
     Task.MULTI_CLASS: TaskTraining(activate=lambda logits: torch.softmax(logits, dim=1), loss=_one_of_loss),
     Task.MULTI_LABEL: TaskTraining(activate=torch.sigmoid, loss=_yes_no_loss),
 }
-
-
-def _add_lora(tail: nn.Module, backbone: BackboneCard, rank: int, blocks: int) -> None:
-    from peft import LoraConfig, inject_adapter_in_model
-
-    if not 1 <= blocks <= backbone.blocks:
-        raise ValueError(
-            f"LoRA in {blocks} blocks needs tokens stored before them, {backbone.name} stores {backbone.blocks}; "
-            'lower blocks, or set adapter = "head" for a backbone without transformer blocks'
-        )
-    names = [f"blocks.{i}.attn.{part}" for i in range(backbone.blocks - blocks, backbone.blocks) for part in LORA_PARTS]
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), tail)
-
-
-def _add_nothing(tail: nn.Module, backbone: BackboneCard, rank: int, blocks: int) -> None:
-    """Leave the tail frozen: only the head is trained."""
-
-
-LORA_PARTS = ("qkv", "proj")
-ADAPTERS: dict[str, Callable[[nn.Module, BackboneCard, int, int], None]] = {"lora": _add_lora, "head": _add_nothing}
 
 
 # --- making, scoring, keeping ----------------------------------------------------------------------

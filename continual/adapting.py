@@ -18,7 +18,7 @@ from monitor.performance import auroc
 from monitor.tasks import Task
 
 if TYPE_CHECKING:
-    from continual.strategies import Learner
+    from continual.learner import Learner
 
 __all__ = ["AdaptationFailed", "Experience", "adapt", "measure_auroc", "train_first"]
 
@@ -141,7 +141,7 @@ def _learn_stream(  # noqa: PLR0913
     progress: Progress,
 ) -> None:
     """Show the learned stages, learn the others, and measure a row of the matrix after each."""
-    from continual.strategies import Learner  # imports Avalanche: seconds that only training should pay
+    from continual.learner import Learner  # imports Avalanche: seconds that only training should pay
 
     learner = Learner(trained.adapter, strategy=strategy, policy=policy)
     if learned:

@@ -127,7 +127,7 @@ def test_ewc_holds_the_numbers_back_the_more_the_stronger(champion: Adapter, tmp
 
 
 def test_ewc_weighs_the_trained_numbers_only(champion: Adapter) -> None:
-    from continual.strategies import Learner
+    from continual.learner import Learner
 
     learner = Learner(champion.copy(), strategy="ewc", policy=POLICY)
     learner.recall(OLD)
@@ -139,7 +139,7 @@ def test_ewc_weighs_the_trained_numbers_only(champion: Adapter) -> None:
 
 @pytest.mark.parametrize("strategy", ["naive", "replay", "ewc"])
 def test_what_is_only_recalled_is_not_trained(champion: Adapter, strategy: str) -> None:
-    from continual.strategies import Learner
+    from continual.learner import Learner
 
     adapter = champion.copy()
     Learner(adapter, strategy=strategy, policy=POLICY).recall(NEW)
@@ -147,7 +147,7 @@ def test_what_is_only_recalled_is_not_trained(champion: Adapter, strategy: str) 
 
 
 def test_the_memory_is_shared_between_stages(champion: Adapter) -> None:
-    from continual.strategies import Learner
+    from continual.learner import Learner
 
     learner = Learner(champion.copy(), strategy="replay", policy=POLICY)
     learner.recall(OLD)

@@ -71,7 +71,7 @@ def fresh(tiny: Backbone, task: Task = Task.BINARY) -> Adapter:
 
 
 def learner_of(adapter: Adapter, strategy: str, **changes: Any) -> Any:
-    from continual.strategies import Learner
+    from continual.learner import Learner
 
     return Learner(adapter, strategy=strategy, policy=POLICY.model_copy(update=changes))
 
@@ -166,7 +166,7 @@ def test_every_task_is_learned_where_labels_are_missing(tiny: Backbone, strategy
 
 @each
 def test_a_loss_that_is_not_finite_stops_the_training(tiny: Backbone, strategy: str) -> None:
-    from continual.strategies import TrainingDiverged
+    from continual.learner import TrainingDiverged
 
     with pytest.raises(TrainingDiverged, match=r"the loss became (nan|inf) in epoch \d; lower learning_rate"):
         train(fresh(tiny), strategy, OLD, learning_rate=1e30)
