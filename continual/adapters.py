@@ -1,7 +1,11 @@
 """Adapters: a few numbers that turn a frozen backbone into a model of one task, kept as safetensors.
 
-An adapter is a copy of the backbone's tail with low-rank additions (LoRA) in its last blocks, the norm
-frozen, and a linear head on the class token. Only the additions and the head are trained and stored.
+An adapter is a copy of the backbone's tail with additions of its kind (``continual.adapter_kinds``), the rest
+frozen, and a head on the class token. Only the additions and the head are trained and stored. A kind that
+changes no block needs no tail: it reads the cached embedding instead of the cached tokens.
+
+A site may have an adapter of its own on top of a shared one (``stack``): the shared one is frozen, and its
+logits stand until the site's have learned something to add.
 """
 
 from __future__ import annotations
@@ -11,87 +15,100 @@ import hashlib
 import json
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor, nn
 from torch.nn import functional
 
-from continual.adapter_kinds import ADAPTERS
+from continual.adapter_card import FORMAT, AdapterCard, Reads
+from continual.adapter_kinds import KINDS
+from continual.adapter_parts import CachedEmbedding, ResidualHead
+from continual.analytic import AnalyticHead, AnalyticOnTop
 from continual.backbones import Backbone
+from continual.feature_store import FeatureStore, Hashes
 from continual.files import content_sha256, write_atomically
 from continual.plans import AdaptationPolicy
 from monitor.tasks import TASKS, Task
 
-__all__ = ["ADAPTERS", "TRAINING", "Adapter", "AdapterCard", "AdapterRefused", "content_sha256"]
+__all__ = ["KINDS", "TRAINING", "Adapter", "AdapterCard", "AdapterRefused", "content_sha256"]
 
 SUFFIX = ".safetensors"
 MAXIMUM_BYTES = 256 * 2**20
 METADATA_KEY = "wardround"
 BATCH = 64
+BATCH_OF_EMBEDDINGS = 4096
+
+Inputs = NDArray[np.float16] | NDArray[np.float32]
 
 
 class AdapterRefused(ValueError):
     """An adapter file is not what it should be, or does not fit the backbone; it was not loaded."""
 
 
-class AdapterCard(BaseModel):
-    """What an adapter is and which backbone it needs; stands inside its file, under its hash."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: int = Field(1, ge=1, le=1)
-    kind: str
-    task: Task
-    classes: tuple[str, ...]
-    rank: int = Field(ge=0)
-    blocks: int = Field(ge=0)
-    backbone: str
-    backbone_sha256: str
-    feature_key: str
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
-    """An adapter on its backbone's tail; ``network`` maps tokens (n, T, width) to logits (n, score columns)."""
+    """An adapter in working order; ``network`` maps what its card says it reads to logits (n, score columns).
+
+    ``shared`` is the adapter that a site's adapter stands on.
+    """
 
     card: AdapterCard
     network: AdaptedTail
+    shared: Adapter | None = None
 
     @property
     def trainable_parameters(self) -> int:
-        """Count the numbers that are trained and stored."""
-        return sum(parameter.numel() for parameter in self.network.trainable().values())
+        """Count the numbers that are learned (of an analytic adapter its solution, not the sums behind it)."""
+        trained = sum(parameter.numel() for parameter in self.network.trainable().values())
+        return trained + sum(head.solution_size for head in self.network.analytic().values())
 
     def copy(self) -> Adapter:
         """Copy the adapter, so that training the copy leaves this one as it is."""
-        return Adapter(self.card, copy.deepcopy(self.network))
+        return replace(self, network=copy.deepcopy(self.network))
 
 
 class AdaptedTail(nn.Module):
-    """The last blocks with additions, the frozen norm, and the head."""
+    """A tail with additions and a head; float tokens (n, T, width), or embeddings (n, 1, width), to logits."""
 
-    def __init__(self, tail: nn.Module, width: int, outputs: int) -> None:
+    def __init__(self, tail: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.tail = tail
-        self.head = nn.Linear(width, outputs)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head = head
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Give logits (n, score columns) for tokens (n, T, width) of any float type."""
+        """Give logits (n, score columns) for what the adapter reads, of any float type."""
         logits: Tensor = self.head(self.tail(tokens.float()))
         return logits
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """List the parameters that are trained, by name."""
         return {name: value for name, value in self.named_parameters() if value.requires_grad}
+
+    def analytic(self) -> dict[str, AnalyticHead]:
+        """List the head that learns in closed form, by name, if this adapter has one of its own."""
+        found = {name: part for name, part in self.named_modules() if isinstance(part, AnalyticHead)}
+        return {name: part for name, part in found.items() if not part.frozen}
+
+    def stored(self) -> dict[str, Tensor]:
+        """List everything that is learned and stored, by name."""
+        kept: dict[str, Tensor] = {name: value.detach() for name, value in self.trainable().items()}
+        for path, head in self.analytic().items():
+            kept |= {f"{path}.{name}": value for name, value in head.state_dict().items()}
+        return kept
+
+    def freeze(self) -> None:
+        """Let nothing in it learn any more."""
+        self.requires_grad_(False)
+        for head in self.analytic().values():
+            head.frozen = True
 
 
 # --- everything that depends on the task ------------------------------------------------------------
@@ -131,42 +148,101 @@ def new_adapter(
     """Make an untrained adapter: it says 0.5 (or equal shares) about everything; the same seed, the same bytes.
 
     Raises:
-        ValueError: unknown kind of adapter, or more blocks than the backbone stores tokens for.
+        ValueError: more blocks than the backbone stores tokens for, or blocks that the kind cannot change.
     """
-    lora = policy.adapter == "lora"
-    card = AdapterCard(
-        kind=policy.adapter,
-        task=task,
-        classes=classes,
-        rank=policy.rank if lora else 0,
-        blocks=policy.blocks if lora else 0,
-        backbone=backbone.card.name,
-        backbone_sha256=backbone.card.sha256,
-        feature_key=backbone.card.feature_key,
-    )
+    card = _card_of(backbone, policy, task=task, classes=classes, reads=KINDS[policy.adapter].reads)
     return _build(backbone, card, seed)
 
 
-def _build(backbone: Backbone, card: AdapterCard, seed: int) -> Adapter:
-    if card.kind not in ADAPTERS:
-        raise ValueError(f"unknown adapter {card.kind!r}; there are {', '.join(ADAPTERS)}")
+def stack(shared: Adapter, backbone: Backbone, *, policy: AdaptationPolicy, seed: int) -> Adapter:
+    """Make an untrained adapter for one site on top of a shared one, of any kind.
+
+    The site's additions work inside the shared, frozen tail, and its logits are added to the shared ones,
+    from zero on; an analytic one takes the shared logits for features and answers alone once it has
+    learned. So untrained it says what the shared one says (prompts, which are read from the first day, and
+    blocks changed on top of cached embeddings, which are rounder than tokens, move it a little).
+
+    Raises:
+        ValueError: the shared one stands on another already or belongs to another backbone, or as ``new_adapter``.
+    """
+    if shared.shared is not None:
+        raise ValueError("a site's adapter stands on a shared one, not on another site's; stack on the shared one")
+    _check_backbone(shared.card, backbone, "the shared adapter")
+    reads = "tokens" if "tokens" in (shared.card.reads, KINDS[policy.adapter].reads) else "embedding"
+    card = _card_of(
+        backbone,
+        policy,
+        task=shared.card.task,
+        classes=shared.card.classes,
+        reads=reads,
+        shared_sha256=hashlib.sha256(serialise(shared)).hexdigest(),
+    )
+    return _build(backbone, card, seed, shared)
+
+
+def _card_of(backbone: Backbone, policy: AdaptationPolicy, **told: Any) -> AdapterCard:
+    sizes = {name: getattr(policy, name) for name in KINDS[policy.adapter].sizes}
+    return AdapterCard(
+        kind=policy.adapter,
+        backbone=backbone.card.name,
+        backbone_sha256=backbone.card.sha256,
+        feature_key=backbone.card.feature_key,
+        **sizes,
+        **told,
+    )
+
+
+def _build(backbone: Backbone, card: AdapterCard, seed: int, shared: Adapter | None = None) -> Adapter:
+    kind, width = KINDS[card.kind], backbone.card.width
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tail = copy.deepcopy(backbone.tail)
-        ADAPTERS[card.kind](tail, backbone.card, card.rank, card.blocks)
-        outputs = TASKS[card.task].score_columns(card.classes)
-        network = AdaptedTail(tail, backbone.card.width, outputs)
-    return Adapter(card, network.eval())
+        below = None if shared is None else copy.deepcopy(shared.network)
+        tail = _tail_of(backbone, card, below)
+        frozen = set(map(id, tail.parameters()))
+        kind.add(tail, width, card)
+        for parameter in tail.parameters():
+            parameter.requires_grad_(id(parameter) not in frozen)
+        head = kind.head(card, width)
+    if below is not None:
+        below.freeze()
+        head = (AnalyticOnTop if isinstance(head, AnalyticHead) else ResidualHead)(below.head, head)
+    return Adapter(card, AdaptedTail(tail, head).eval(), shared)
+
+
+def _tail_of(backbone: Backbone, card: AdapterCard, below: AdaptedTail | None) -> nn.Module:
+    if card.reads == "embedding":
+        return CachedEmbedding()
+    if below is not None and not isinstance(below.tail, CachedEmbedding):
+        return below.tail
+    return copy.deepcopy(backbone.tail)
+
+
+def read_inputs(reads: Reads, features: FeatureStore, hashes: Hashes) -> Inputs:
+    """Read what an adapter's card says it reads of images, from what is stored of them.
+
+    Returns: embeddings (n, 1, width) float32, or tokens (n, T, width) float16.
+
+    Raises:
+        FeaturesMissing: an image was never embedded.
+    """
+    return features.tokens(hashes) if reads == "tokens" else features.embeddings(hashes)[:, None]
+
+
+def choose_inputs(reads: Reads, embedded: tuple[NDArray[np.float32], NDArray[np.float16]]) -> Inputs:
+    """Choose what an adapter's card says it reads from the embeddings and tokens of ``Backbone.embed``."""
+    embeddings, tokens = embedded
+    return tokens if reads == "tokens" else embeddings[:, None]
 
 
 @torch.inference_mode()
-def score(adapter: Adapter, tokens: NDArray[np.float16]) -> NDArray[np.float64]:
-    """Score studies from their stored tokens (n, T, width); probabilities, shape (n, score columns)."""
-    activate = TRAINING[adapter.card.task].activate
-    scores = np.empty((len(tokens), adapter.network.head.out_features))
-    for start in range(0, len(tokens), BATCH):
-        part = slice(start, start + BATCH)
-        logits = adapter.network(torch.from_numpy(np.ascontiguousarray(tokens[part])))
+def score(adapter: Adapter, inputs: Inputs) -> NDArray[np.float64]:
+    """Score studies from what ``read_inputs`` gives; probabilities, shape (n, score columns)."""
+    card = adapter.card
+    activate, size = TRAINING[card.task].activate, BATCH if card.reads == "tokens" else BATCH_OF_EMBEDDINGS
+    scores = np.empty((len(inputs), TASKS[card.task].score_columns(card.classes)))
+    for start in range(0, len(inputs), size):
+        part = slice(start, start + size)
+        logits = adapter.network(torch.from_numpy(np.ascontiguousarray(inputs[part])))
         scores[part] = activate(logits.double()).numpy()
     return scores
 
@@ -174,28 +250,39 @@ def score(adapter: Adapter, tokens: NDArray[np.float16]) -> NDArray[np.float64]:
 def save_adapter(adapter: Adapter, directory: Path) -> str:
     """Write DIRECTORY/<sha256>.safetensors and its card beside it as JSON; returns the sha256.
 
-    The same adapter gives the same bytes; a file appears whole or not at all.
+    The same adapter gives the same bytes; a file appears whole or not at all. Of a site's adapter the
+    shared one below is a file of its own.
 
     Raises:
-        ValueError: a trained number is not finite.
+        ValueError: a learned number is not finite.
         OSError: the disk is full or the folder may not be written.
     """
-    tensors = {name: value.detach().contiguous() for name, value in sorted(adapter.network.trainable().items())}
+    content = serialise(adapter)
+    sha256 = hashlib.sha256(content).hexdigest()
+    beside = adapter.card.model_dump(mode="json") | {"sha256": sha256, "parameters": adapter.trainable_parameters}
+    write_atomically(directory / f"{sha256}.json", json.dumps(beside, indent=2, sort_keys=True).encode())
+    write_atomically(directory / f"{sha256}{SUFFIX}", content)
+    return sha256
+
+
+def serialise(adapter: Adapter) -> bytes:
+    """Give the bytes of an adapter's file.
+
+    Raises:
+        ValueError: a learned number is not finite.
+    """
+    tensors = {name: value.contiguous() for name, value in sorted(adapter.network.stored().items())}
     if not all(value.isfinite().all() for value in tensors.values()):
         raise ValueError("the adapter holds numbers that are not finite; it was not saved")
     card = json.dumps(adapter.card.model_dump(mode="json"), sort_keys=True)
-    content = safetensors.save(tensors, {METADATA_KEY: card})
-    sha256 = hashlib.sha256(content).hexdigest()
-    beside = json.loads(card) | {"sha256": sha256, "parameters": adapter.trainable_parameters}
-    write_atomically(directory / f"{sha256}.json", json.dumps(beside, indent=2).encode())
-    write_atomically(directory / f"{sha256}{SUFFIX}", content)
-    return sha256
+    return safetensors.save(tensors, {METADATA_KEY: card})
 
 
 def load_adapter(backbone: Backbone, path: Path, expected_sha256: str) -> Adapter:
     """Load an adapter onto its backbone, after proving that it is the one meant and nothing else.
 
-    Checked in this order: size, hash, card, backbone, tensor names, shapes and types, finite numbers.
+    Checked in this order: size, hash, card, backbone, tensor names, shapes and types, finite numbers. The
+    shared adapter below a site's is loaded from the same folder, by the hash on the card, and checked as well.
 
     Raises:
         AdapterRefused: a check failed.
@@ -207,14 +294,33 @@ def load_adapter(backbone: Backbone, path: Path, expected_sha256: str) -> Adapte
             "restore it from MLflow's artifacts or a backup"
         )
     card, tensors = _parse(path, content)
-    if card.feature_key != backbone.card.feature_key:
-        raise AdapterRefused(
-            f"{path.name} was trained on backbone {card.backbone} ({card.feature_key}), "
-            f"not on {backbone.card.name} ({backbone.card.feature_key}); restore the [backbone] settings of its time"
-        )
-    adapter = _build(backbone, card, seed=0)
+    _check_backbone(card, backbone, path.name)
+    adapter = _build_for(backbone, card, path)
     _fill(adapter, tensors, path)
     return adapter
+
+
+def _build_for(backbone: Backbone, card: AdapterCard, path: Path) -> Adapter:
+    """Build what a card promises; a card that its backbone cannot carry is refused."""
+    shared = None
+    if below := card.shared_sha256:
+        shared = load_adapter(backbone, path.parent / f"{below}{SUFFIX}", below)
+        if shared.shared is not None:
+            raise AdapterRefused(f"{path.name} stands on another site's adapter; only a shared one can carry it")
+        if (shared.card.task, shared.card.classes) != (card.task, card.classes):
+            raise AdapterRefused(f"{path.name} answers other questions than the shared adapter that it names")
+    try:
+        return _build(backbone, card, seed=0, shared=shared)
+    except ValueError as error:
+        raise AdapterRefused(f"{path.name} cannot be built: {error}") from None
+
+
+def _check_backbone(card: AdapterCard, backbone: Backbone, what: str) -> None:
+    if card.feature_key != backbone.card.feature_key:
+        raise AdapterRefused(
+            f"{what} was trained on backbone {card.backbone} ({card.feature_key}), "
+            f"not on {backbone.card.name} ({backbone.card.feature_key}); restore the [backbone] settings of its time"
+        )
 
 
 def _read(path: Path) -> bytes:
@@ -230,14 +336,25 @@ def _parse(path: Path, content: bytes) -> tuple[AdapterCard, dict[str, Tensor]]:
     try:
         tensors = safetensors.load(content)
         (length,) = struct.unpack_from("<Q", content)
-        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
-        return AdapterCard.model_validate_json(metadata[METADATA_KEY]), tensors
+        told = json.loads(content[8 : 8 + length]).get("__metadata__", {})[METADATA_KEY]
+        _check_format(path, json.loads(told))
+        return AdapterCard.model_validate_json(told), tensors
+    except AdapterRefused:
+        raise
     except (SafetensorError, ValidationError, KeyError, ValueError) as error:
         raise AdapterRefused(f"{path.name} is no adapter of Wardround: {error}") from None
 
 
+def _check_format(path: Path, card: Any) -> None:
+    if isinstance(card, dict) and isinstance(found := card.get("format"), int) and found != FORMAT:
+        raise AdapterRefused(
+            f"{path.name} has format {found}, this version of Wardround reads format {FORMAT}; load it with the "
+            "version that wrote it, or train it again and install it with `wardround promote --first FILE`"
+        )
+
+
 def _fill(adapter: Adapter, tensors: dict[str, Tensor], path: Path) -> None:
-    expected = adapter.network.trainable()
+    expected = adapter.network.stored()
     schema = {name: (value.shape, value.dtype) for name, value in expected.items()}
     if {name: (value.shape, value.dtype) for name, value in tensors.items()} != schema:
         raise AdapterRefused(f"{path.name} does not hold the tensors that its card promises")

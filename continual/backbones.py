@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from continual.class_token import class_token_after
 from continual.files import content_sha256
 from continual.images import MEASURED, PREPROCESSING
 from continual.weights import (
@@ -108,8 +109,11 @@ class Tail(nn.Module):
         self.norm = norm
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Run the blocks; only the class token is normalised, since only it is used."""
-        embedding: Tensor = self.norm(self.blocks(tokens)[:, 0])
+        """Run the blocks; of the last one only the class token is computed, since only it is used."""
+        *earlier, last = [*self.blocks.children()] or [None]
+        for block in earlier:
+            tokens = block(tokens)
+        embedding: Tensor = self.norm(tokens[:, 0] if last is None else class_token_after(last, tokens))
         return embedding
 
 

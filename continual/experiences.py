@@ -14,9 +14,10 @@ from monitor.tasks import Task
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Experience:
-    """Labelled studies of one stage, as cached tokens (latent rehearsal: no image is kept).
+    """Labelled studies of one stage, as what enters the adapter (latent rehearsal: no image is kept).
 
-    ``tokens`` (n, T, width) as the feature store gives them; ``labels`` (n, label columns), NaN where
+    ``tokens`` as ``read_inputs`` gives them: cached tokens (n, T, width) float16, or cached embeddings
+    (n, 1, width) float32 for an adapter that changes no block; ``labels`` (n, label columns), NaN where
     unknown; ``patient_key`` (n,).
 
     Raises:
@@ -24,7 +25,7 @@ class Experience:
     """
 
     name: str
-    tokens: NDArray[np.float16]
+    tokens: NDArray[np.float16] | NDArray[np.float32]
     labels: NDArray[np.float64]
     patient_key: NDArray[np.str_]
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from continual.adapters import TRAINING, AdaptedTail, Adapter
+from continual.analytic_learner import AnalyticLearner
 from continual.experiences import Experience
 from continual.plans import AdaptationPolicy
 from continual.strategies import STRATEGIES, PatientBalancedMemory
@@ -48,6 +49,9 @@ class Learner:
     def __init__(self, adapter: Adapter, *, strategy: str, policy: AdaptationPolicy) -> None:
         if strategy not in STRATEGIES:
             raise ValueError(f"unknown strategy {strategy!r}; there are {', '.join(STRATEGIES)}")
+        self._analytic = AnalyticLearner(adapter) if adapter.network.analytic() else None
+        if self._analytic is not None:
+            return  # learns in closed form, whatever the strategy
         self._policy = policy
         self._stages = 0
         self._memory = PatientBalancedMemory(policy.memory_size) if strategy == "replay" else None
@@ -65,10 +69,15 @@ class Learner:
     @property
     def memory_studies(self) -> int:
         """Count the studies in the rehearsal memory."""
+        if self._analytic is not None:
+            return self._analytic.memory_studies
         return len(self._memory.buffer) if self._memory is not None else 0
 
     def recall(self, experience: Experience) -> None:
         """Show a stage that the adapter has learned already: nothing is trained."""
+        if self._analytic is not None:
+            self._analytic.recall(experience)
+            return
         self._show(experience, epochs=0, epoch_done=lambda epoch, epochs, loss: None)
 
     def learn(self, experience: Experience, epoch_done: EpochDone) -> tuple[float, ...]:
@@ -77,6 +86,8 @@ class Learner:
         Raises:
             TrainingDiverged: the loss is not finite.
         """
+        if self._analytic is not None:
+            return self._analytic.learn(experience, epoch_done)
         self._show(experience, epochs=self._policy.epochs, epoch_done=epoch_done)
         return tuple(self._watch.losses)
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,6 +27,9 @@ class RunState(StrEnum):
     FAILED = "FAILED"
 
 
+AdapterKind = Literal["head", "lora", "bottleneck", "prompt", "norm", "analytic"]
+
+
 class AdaptationPolicy(BaseModel):
     """When to adapt, and the recipe of the training."""
 
@@ -34,9 +38,27 @@ class AdaptationPolicy(BaseModel):
     strategies: tuple[str, ...] = ("naive", "replay", "ewc")
     drifted_windows: int = Field(2, ge=1, description="consecutive windows with DRIFT before a plan is made")
     minimum_labels: int = Field(60, ge=2, description="labelled studies to learn from; below: watch longer")
-    adapter: str = "lora"
-    blocks: int = Field(2, ge=1, description="last transformer blocks that carry the adapter")
-    rank: int = Field(8, ge=1)
+    adapter: AdapterKind = Field(
+        "lora",
+        description="what is learned: head (a linear head alone), lora (low-rank additions to attention), bottleneck "
+        "(narrow networks behind the MLPs), prompt (extra tokens), norm (norms and biases), analytic (closed form, "
+        "cannot forget)",
+    )
+    blocks: int = Field(
+        2,
+        ge=0,
+        description="last transformer blocks whose entering tokens are stored, and that carry the adapter; "
+        "0: embeddings alone are stored, which head and analytic need",
+    )
+    rank: int = Field(8, ge=1, le=10_000, description="lora: width of the low-rank additions")
+    bottleneck: int = Field(32, ge=1, le=10_000, description="bottleneck: width of the narrow networks")
+    prompts: int = Field(8, ge=1, le=10_000, description="prompt: tokens added to each adapted block")
+    random_features: int = Field(
+        512, ge=0, le=10_000, description="analytic: random features beside the embedding's own"
+    )
+    ridge: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        "auto", description="analytic: strength of the penalty, relative to the mean variance; auto: chosen from data"
+    )
     epochs: int = Field(6, ge=1)
     batch_size: int = Field(32, ge=2)
     learning_rate: float = Field(1e-3, gt=0)

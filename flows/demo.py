@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from continual.adapters import score
+from continual.adapters import KINDS, read_inputs, score
 from continual.adapting import Experience, train_first
 from flows import demo_data
 from flows.demo_data import FAST, FULL, HISTORY, Story
@@ -143,7 +143,7 @@ def _bring_champion(ward: Ward, hospital: Hospital, progress: Progress) -> None:
     learn = np.asarray(roles_of(history["patient"].to_numpy(dtype=str), ward.settings.roles) == PatientRole.LEARNING)
     experience = Experience(
         name=HISTORY.key,
-        tokens=ward.features_of(MODEL).tokens(hashes[learn]),
+        tokens=read_inputs(KINDS[ward.settings.adaptation.adapter].reads, ward.features_of(MODEL), hashes[learn]),
         labels=np.asarray(history["label"] == "yes", dtype=np.float64)[learn, None],
         patient_key=history["patient"].to_numpy(dtype=str)[learn],
     )
@@ -228,7 +228,7 @@ def _export(ward: Ward, hospital: Hospital, week: int) -> None:
     for version in np.unique(versions):
         mine = versions == version
         adapter = adapter_of(ward, MODEL, adapters[str(version)])
-        scores[mine] = score(adapter, ward.features_of(MODEL).tokens(hashes[mine]))[:, 0]
+        scores[mine] = score(adapter, read_inputs(adapter.card.reads, ward.features_of(MODEL), hashes[mine]))[:, 0]
     demo_data.write_export(slices.assign(score=scores, model_version=versions), path)
 
 

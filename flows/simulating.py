@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin
 from pydantic import ValidationError
 
-from continual.adapters import AdapterRefused, score
+from continual.adapters import AdapterRefused, choose_inputs, score
 from continual.files import write_atomically
 from continual.images import read_image, read_native
 from continual.weights import WeightsRefused
@@ -227,7 +227,7 @@ def _answering(ward: Ward, model: str, adapter_sha256: str) -> Callable[[Sequenc
         parts = []
         for start in range(0, len(paths), BATCH):
             pixels = [read_image(path, backbone.card.image_size) for path in paths[start : start + BATCH]]
-            parts.append(score(adapter, backbone.embed(np.stack(pixels))[1]))
+            parts.append(score(adapter, choose_inputs(adapter.card.reads, backbone.embed(np.stack(pixels)))))
             ward.progress("Scoring images", min(start + BATCH, len(paths)), len(paths))
         return np.concatenate(parts)
 

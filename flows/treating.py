@@ -10,6 +10,7 @@ from datetime import datetime
 import numpy as np
 from numpy.typing import NDArray
 
+from continual.adapter_card import Reads
 from continual.adapters import SUFFIX
 from continual.adapting import Experience, adapt
 from continual.planning import plan_adaptation
@@ -18,10 +19,10 @@ from flows.ward import (
     StepRefused,
     Ward,
     adapter_of,
+    inputs_of,
     load_role,
     score_with,
     shown_reports,
-    tokens_of,
     version_in,
     windows_of,
 )
@@ -77,10 +78,12 @@ def treat(ward: Ward, plan: AdaptationPlan, strategy: str, *, at: datetime) -> A
     if (known := _finished_run(ward, plan, strategy)) is not None:
         return known
     stages = stages_of(ward, plan)
+    start = adapter_of(ward, plan.model, champion.adapter_sha256)
+    reads = start.card.reads
     _, run = adapt(
-        start=adapter_of(ward, plan.model, champion.adapter_sha256),
-        stream=[_experience(ward, plan.model, windows, PatientRole.LEARNING) for windows in stages],
-        evaluation=[_experience(ward, plan.model, windows, PatientRole.REFERENCE) for windows in stages],
+        start=start,
+        stream=[_experience(ward, plan.model, windows, PatientRole.LEARNING, reads) for windows in stages],
+        evaluation=[_experience(ward, plan.model, windows, PatientRole.REFERENCE, reads) for windows in stages],
         learned=len(stages) - 1,
         strategy=strategy,
         policy=ward.settings.adaptation,
@@ -140,11 +143,11 @@ def _finished_run(ward: Ward, plan: AdaptationPlan, strategy: str) -> Adaptation
     return None
 
 
-def _experience(ward: Ward, model: str, windows: Sequence[Window], role: PatientRole) -> Experience:
+def _experience(ward: Ward, model: str, windows: Sequence[Window], role: PatientRole, reads: Reads) -> Experience:
     cohort = _labelled_with_images(ward, model, windows, role)
     return Experience(
         name=name_of(windows),
-        tokens=tokens_of(ward, model, cohort),
+        tokens=inputs_of(ward, model, cohort, reads),
         labels=cohort.labels,
         patient_key=cohort.patient_key,
     )

@@ -9,9 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from continual.adapters import Adapter, load_adapter, score
+from continual.adapter_card import Reads
+from continual.adapters import Adapter, Inputs, load_adapter, read_inputs, score
 from continual.backbones import Backbone, feature_key, load_backbone
 from continual.feature_store import FeatureStore
 from flows.features import load_features
@@ -159,13 +159,13 @@ def rescore(ward: Ward, model: str, cohort: Cohort, version: str) -> Cohort:
 
 
 def score_with(ward: Ward, model: str, cohort: Cohort, adapter_sha256: str) -> Cohort:
-    """Score a cohort's cached tokens with an adapter."""
+    """Score what is stored of a cohort's images with an adapter."""
     adapter = adapter_of(ward, model, adapter_sha256)
-    return replace(cohort, scores=score(adapter, tokens_of(ward, model, cohort)))
+    return replace(cohort, scores=score(adapter, inputs_of(ward, model, cohort, adapter.card.reads)))
 
 
-def tokens_of(ward: Ward, model: str, cohort: Cohort) -> NDArray[np.float16]:
-    """Read the tokens of a cohort's images, shape (n, T, width).
+def inputs_of(ward: Ward, model: str, cohort: Cohort, reads: Reads) -> Inputs:
+    """Read what enters an adapter of a cohort's images: embeddings (n, 1, width) or tokens (n, T, width).
 
     Raises:
         StepRefused: the studies came without images.
@@ -174,4 +174,4 @@ def tokens_of(ward: Ward, model: str, cohort: Cohort) -> NDArray[np.float16]:
         raise StepRefused(
             "these studies came without images, so no adapter can score or learn them; ingest an image column"
         )
-    return ward.features_of(model).tokens(cohort.images)
+    return read_inputs(reads, ward.features_of(model), cohort.images)

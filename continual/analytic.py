@@ -1,0 +1,216 @@
+"""The analytic adapter: a head in closed form on random features of the embedding (as in RanPAC, McDonnell 2023).
+
+It holds sums over the studies that it learned, and what solves them (``continual.ridge``). So it cannot
+forget, does not care about order, and can unlearn a study by subtracting it. Features are kept on a grid of
+binary fractions, coarse enough that every sum is exact in double precision up to 100 million studies: after
+a study is removed the adapter is, to the bit, the one that never saw it.
+
+Privacy: the sums stand in the adapter's own file, under its hash, so that what the champion has learned can
+never be parted from it. No number in them belongs to one patient, unless one study was learned or two files
+are subtracted that differ by one. Treat the file as you treat the studies; ``without_sums`` makes one that
+scores the same and can leave the hospital, and can learn or unlearn nothing more.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from continual.adapter_card import AdapterCard
+from continual.adapter_parts import multiply_row_by_row
+from continual.ridge import Array, Spread, decompose, solve
+from monitor.cohorts import binary_labels
+from monitor.tasks import TASKS
+
+GRID = 2.0**10
+LARGEST = 8.0
+SUMS = ("count", "total", "gram", "sums", "positives")
+
+
+class AnalyticHead(nn.Module):
+    """Sums over learned studies and the head that solves them; embeddings (n, width) to logits (n, outputs).
+
+    Multi-class outputs exclude each other and share sums over all studies whose label is known. Otherwise
+    each output has sums of its own over the studies of which *its* label is known.
+    """
+
+    def __init__(self, card: AdapterCard, width: int) -> None:
+        super().__init__()
+        self.card = card
+        self.frozen = False
+        outputs = TASKS[card.task].score_columns(card.classes)
+        groups = 1 if self._exclusive else outputs
+        size = width + card.random_features
+        self.register_buffer("signs", _draw_signs(width, card.random_features), persistent=False)
+        shapes = {
+            "count": (groups,),
+            "total": (groups, size),
+            "gram": (groups, size * (size + 1) // 2),  # the lower triangle
+            "sums": (outputs, size),
+            "positives": (outputs,),
+            "weight": (outputs, size),
+            "bias": (outputs,),
+        }
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
+
+    @property
+    def _exclusive(self) -> bool:
+        return TASKS[self.card.task].scores_sum_to_one
+
+    @property
+    def answers(self) -> Tensor:
+        """Tell for each output whether it has learned anything; shape (outputs,)."""
+        weight, count = self.get_buffer("weight"), self.get_buffer("count")
+        return (count > 0).expand(len(weight)) | weight.any(dim=1)
+
+    @property
+    def solution_size(self) -> int:
+        """Count the numbers of the solution, without the sums behind it."""
+        return self.get_buffer("weight").numel() + self.get_buffer("bias").numel()
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Give logits (n, outputs) in the embedding's precision."""
+        logits = multiply_row_by_row(self.features(embedding), self.get_buffer("weight"), self.get_buffer("bias"))
+        return logits.to(embedding.dtype)
+
+    def features(self, embedding: Tensor) -> Tensor:
+        """Compute features (n, D) on the grid: the embedding at unit scale, and rectified random projections.
+
+        The gradient passes as if there were no grid.
+        """
+        scale = embedding.double().square().mean(dim=1, keepdim=True).sqrt()
+        values = _on_grid(embedding.double() / scale.clamp_min(1e-12))
+        signs = self.get_buffer("signs")
+        projected = _on_grid(functional.relu(values @ signs / len(signs) ** 0.5))
+        return torch.cat([values, projected], dim=1)
+
+    @torch.no_grad()
+    def update(self, embedding: Tensor, labels: Array, *, sign: int) -> None:
+        """Add studies to the sums (sign 1) or take them away (sign -1), and solve anew.
+
+        Raises:
+            ValueError: studies are taken away that were never learned, or the sums were taken out; nothing
+                is changed.
+        """
+        if not self.get_buffer("count").any() and self.get_buffer("weight").any():
+            raise ValueError("this adapter was saved without its sums, so it can learn and unlearn nothing")
+        sums = {name: self.get_buffer(name).clone() for name in SUMS}
+        features = self.features(embedding)
+        answers = torch.from_numpy(binary_labels(self.card.task, self.card.classes, labels))
+        products: dict[bytes, Tensor] = {}
+        for group, columns in enumerate(self._groups()):
+            known = ~answers[:, columns[0]].isnan()
+            rows, yes = features[known], answers[known][:, columns]
+            key = known.numpy().tobytes()
+            if key not in products:
+                products[key] = _pack(rows.T @ rows)
+            sums["count"][group] += sign * len(rows)
+            sums["total"][group] += sign * rows.sum(dim=0)
+            sums["gram"][group] += sign * products[key]
+            sums["sums"][columns] += sign * (yes.T @ rows)
+            sums["positives"][columns] += sign * yes.sum(dim=0)
+        if sign < 0 and not self._possible(sums):
+            raise ValueError("these studies were not all learned by this adapter, so it cannot unlearn them")
+        for name, value in sums.items():
+            self.get_buffer(name).copy_(value)
+        self._solve()
+
+    def _possible(self, sums: dict[str, Tensor]) -> bool:
+        """Tell whether sums can be those of studies: exact sums of squares are never below zero."""
+        squares = sums["gram"][:, _diagonal(sums["total"].shape[1])]
+        negatives = torch.stack(
+            [sums["count"][group] - sums["positives"][columns].sum() for group, columns in enumerate(self._groups())]
+        )
+        empty = sums["count"] == 0
+        left = squares[empty].abs().sum() + sums["total"][empty].abs().sum()
+        counts = (sums["count"], sums["positives"], negatives)
+        return bool((squares >= 0).all() and all((part >= 0).all() for part in counts) and left == 0)
+
+    def grow(self, card: AdapterCard) -> AnalyticHead:
+        """Make one with more outputs that has learned the same; old logits stay as they are, to the bit."""
+        grown = AnalyticHead(card, self.get_buffer("signs").shape[0])
+        for name in (*SUMS, "weight", "bias"):
+            old = self.get_buffer(name)
+            grown.get_buffer(name)[: len(old)] = old
+        return grown
+
+    def _groups(self) -> list[list[int]]:
+        columns = list(range(len(self.get_buffer("positives"))))
+        return [columns] if self._exclusive else [[column] for column in columns]
+
+    def _solve(self) -> None:
+        sums = {name: self.get_buffer(name).numpy() for name in SUMS}
+        solved: tuple[int, Spread] | None = None
+        for group, columns in enumerate(self._groups()):
+            if solved is None or not _same_studies(sums, group, solved[0]):
+                solved = group, _decompose(sums, group)
+            weights, bias = self._solve_group(solved[1], sums["sums"][columns], sums["positives"][columns])
+            self.get_buffer("weight")[columns] = torch.from_numpy(weights)
+            self.get_buffer("bias")[columns] = torch.from_numpy(bias)
+
+    def _solve_group(self, spread: Spread, sums: Array, counts: Array) -> tuple[Array, Array]:
+        if self._exclusive:
+            return solve(spread, sums, counts, self.card.ridge)
+        # a yes/no question has two classes; its logit is the log odds of yes
+        both = np.concatenate([spread.n * spread.mean[None] - sums, sums])
+        weights, bias = solve(spread, both, np.concatenate([spread.n - counts, counts]), self.card.ridge)
+        return weights[1:] - weights[:1], bias[1:] - bias[:1]
+
+
+class AnalyticOnTop(nn.Module):
+    """A site's analytic head on a shared head, whose logits it takes for features beside the embedding.
+
+    Until it has learned something about an output, the shared answer stands.
+    """
+
+    def __init__(self, shared: nn.Module, site: AnalyticHead) -> None:
+        super().__init__()
+        self.shared = shared
+        self.site = site
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """Give logits (n, outputs) for embeddings (n, width)."""
+        seen = self.features_of(embedding)
+        return torch.where(self.site.answers, self.site(seen), seen[:, embedding.shape[1] :])
+
+    def features_of(self, embedding: Tensor) -> Tensor:
+        """Put the shared logits beside the embedding; (n, width + outputs)."""
+        return torch.cat([embedding, self.shared(embedding)], dim=1)
+
+
+def _draw_signs(width: int, count: int) -> Tensor:
+    """Draw the projections, -1 or 1: the same for every adapter, and on every version of NumPy."""
+    words = np.random.PCG64(0).random_raw((width * count + 63) // 64)
+    bits = np.unpackbits(np.asarray(words, dtype="<u8").view(np.uint8), count=width * count)
+    return torch.from_numpy(bits.reshape(width, count) * 2.0 - 1.0)
+
+
+def _on_grid(values: Tensor) -> Tensor:
+    held = values.clamp(-LARGEST, LARGEST)
+    return held + (torch.round(held * GRID) / GRID - held).detach()
+
+
+def _pack(square: Tensor) -> Tensor:
+    """Keep the lower triangle, row by row."""
+    rows, columns = torch.tril_indices(*square.shape)
+    return square[rows, columns]
+
+
+def _diagonal(size: int) -> Tensor:
+    """Tell where a packed triangle has its diagonal."""
+    places = torch.arange(size)
+    return places * (places + 3) // 2
+
+
+def _same_studies(sums: dict[str, Array], one: int, other: int) -> bool:
+    return all(np.array_equal(sums[name][one], sums[name][other]) for name in ("count", "total", "gram"))
+
+
+def _decompose(sums: dict[str, Array], group: int) -> Spread:
+    total = sums["total"][group]
+    gram = np.zeros((len(total), len(total)))
+    gram[np.tril_indices(len(total))] = sums["gram"][group]  # eigh reads the lower triangle alone
+    return decompose(float(sums["count"][group]), total, gram)
