@@ -69,7 +69,7 @@ CHANGES: dict[str, Callable[[Pixels, np.random.Generator], Singles]] = {
 
 def real_embeddings(change: str = "none") -> Embedded:
     """Give the embeddings of all 3,000 slices after a change out of CHANGES, always in the same order."""
-    return Embedded(**_keep(f"br35h-{change.replace(' ', '-')}.npz", lambda: _compute(change)))
+    return Embedded(**keep(f"br35h-{change.replace(' ', '-')}.npz", lambda: _compute(change)))
 
 
 def real_statistics(change: str = "none") -> dict[str, NDArray[np.float64]]:
@@ -77,11 +77,11 @@ def real_statistics(change: str = "none") -> dict[str, NDArray[np.float64]]:
 
     Native size and bytes a pixel are those of the stored file: no change here touches them.
     """
-    figures = _keep(f"br35h-{change.replace(' ', '-')}-statistics.npz", lambda: _measure(change))["figures"]
+    figures = keep(f"br35h-{change.replace(' ', '-')}-statistics.npz", lambda: _measure(change))["figures"]
     return {name: figures[:, place].astype(np.float64) for place, name in enumerate(STATISTICS)}
 
 
-def _keep(name: str, compute: Callable[[], dict[str, NDArray[np.generic]]]) -> dict[str, NDArray[Any]]:
+def keep(name: str, compute: Callable[[], dict[str, NDArray[np.generic]]]) -> dict[str, NDArray[Any]]:
     """Read arrays of a name from the cache; computed and put there the first time."""
     path = CACHE / name
     if not path.exists():

@@ -37,6 +37,7 @@ def grow(adapter: Adapter, classes: tuple[str, ...]) -> Adapter:
     grown, network = card.model_copy(update={"classes": classes}), copy.deepcopy(adapter.network)
     head = network.head
     network.head = head.grow(grown) if isinstance(head, AnalyticHead) else _grow_linear(head, after)
+    network.remember_untrained_head()
     return replace(adapter, card=grown, network=network.eval())
 
 

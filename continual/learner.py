@@ -13,21 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from avalanche.benchmarks.scenarios.dataset_scenario import benchmark_from_datasets
-from avalanche.benchmarks.utils import AvalancheDataset, make_avalanche_dataset
-from avalanche.benchmarks.utils.data_attribute import TaskLabels
-from avalanche.benchmarks.utils.flat_data import ConstantSequence
 from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
-from avalanche.training.supervised import Naive
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 
 from continual.adapters import TRAINING, AdaptedTail, Adapter
 from continual.analytic_learner import AnalyticLearner
 from continual.experiences import Experience
 from continual.plans import AdaptationPolicy
-from continual.strategies import STRATEGIES, PatientBalancedMemory
+from continual.strategies import STRATEGIES, Setting
+from continual.study_loop import StudyLoop
+from monitor.tasks import TASKS
 
 EpochDone = Callable[[int, int, float], None]
 
@@ -53,16 +49,19 @@ class Learner:
         if self._analytic is not None:
             return  # learns in closed form, whatever the strategy
         self._policy = policy
-        self._stages = 0
-        self._memory = PatientBalancedMemory(policy.memory_size) if strategy == "replay" else None
+        self._task = TRAINING[adapter.card.task]
+        self._columns = TASKS[adapter.card.task].score_columns(adapter.card.classes)
+        self._strategy = STRATEGIES[strategy](Setting(adapter=adapter, policy=policy))
         self._watch = _LossWatch()
         model = _TrainableOnly(adapter.network)
-        self._avalanche = Naive(
+        self._avalanche = StudyLoop(
+            seed=policy.seed,
+            columns=self._columns,
             model=model,
             optimizer=torch.optim.AdamW(model.parameters(), lr=policy.learning_rate, weight_decay=0.01),
-            criterion=TRAINING[adapter.card.task].loss,
+            criterion=self._task.loss,
             train_mb_size=policy.batch_size,
-            plugins=[*STRATEGIES[strategy](policy, self._memory), _CosineDecay(policy), self._watch],
+            plugins=[*self._strategy.plugins, _CosineDecay(policy), self._watch],
             evaluator=EvaluationPlugin(loggers=[BaseLogger()]),  # one that says nothing; with none it warns,
         )
 
@@ -71,7 +70,45 @@ class Learner:
         """Count the studies in the rehearsal memory."""
         if self._analytic is not None:
             return self._analytic.memory_studies
-        return len(self._memory.buffer) if self._memory is not None else 0
+        return len(self._strategy.memory) if self._strategy.memory is not None else 0
+
+    @property
+    def protecting(self) -> str:
+        """Say what keeps the past from being forgotten; empty where nothing does."""
+        if self._analytic is not None:
+            return "everything learned so far, exactly"
+        return " and ".join(filter(None, (plugin.protecting() for plugin in self._strategy.plugins)))
+
+    def state(self) -> dict[str, Tensor]:
+        """Give what the strategy has measured, to go on at this epoch's or stage's end; not weights or optimizer.
+
+        To go on: make a learner alike, `recall` the stages that are finished, `restore_state`, and learn.
+        What a recall finds again (the memory's studies, the laws of embeddings) is not in it.
+        """
+        if self._analytic is not None:
+            return {}
+        return {
+            f"{type(plugin).__name__}.{name}": value.detach().clone()
+            for plugin in self._strategy.plugins
+            for name, value in plugin.state().items()
+        }
+
+    def restore_state(self, state: dict[str, Tensor]) -> None:
+        """Take up what `state` gave, after the stages that were finished by then were recalled.
+
+        Raises:
+            ValueError: the state is of another strategy, other stages or another adapter.
+        """
+        if self._analytic is not None:
+            return
+        parts: dict[str, dict[str, Tensor]] = {type(plugin).__name__: {} for plugin in self._strategy.plugins}
+        for name, value in state.items():
+            owner, _, rest = name.partition(".")
+            if owner not in parts:
+                raise ValueError(f"the state has {name!r}, which this strategy does not keep; use the run's own state")
+            parts[owner][rest] = value
+        for plugin in self._strategy.plugins:
+            plugin.restore(parts[type(plugin).__name__])
 
     def recall(self, experience: Experience) -> None:
         """Show a stage that the adapter has learned already: nothing is trained."""
@@ -92,21 +129,15 @@ class Learner:
         return tuple(self._watch.losses)
 
     def _show(self, experience: Experience, *, epochs: int, epoch_done: EpochDone) -> None:
-        generator = np.random.default_rng([self._policy.seed, self._stages])
-        if self._memory is not None:
-            self._memory.expect(experience, generator)
+        if self._strategy.memory is not None:
+            generator = np.random.default_rng([self._policy.seed, self._avalanche.stage])
+            self._strategy.memory.expect(experience, generator)
+        tokens, labels = torch.from_numpy(experience.tokens), torch.from_numpy(experience.labels)
         self._watch.start(epochs, epoch_done)
         self._avalanche.train_epochs = epochs
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(generator.integers(2**31)))
-            self._avalanche.train(benchmark_from_datasets(train=[_dataset(experience)]).train_stream)
+            self._avalanche.show((tokens, labels), self._task.columns(labels, self._columns))
         self._avalanche.model.eval()
-        self._stages += 1
-
-
-def _dataset(experience: Experience) -> AvalancheDataset:
-    tensors = TensorDataset(torch.from_numpy(experience.tokens), torch.from_numpy(experience.labels))
-    return make_avalanche_dataset(tensors, data_attributes=[TaskLabels(ConstantSequence(0, len(experience)))])
 
 
 class _TrainableOnly(nn.Module):
