@@ -87,9 +87,10 @@ def _take_out(tail: nn.Module, *, keep: bool) -> None:
         if keep:
             layer.merge()
         _replace(tail, name, layer.base_layer)
-    for module in [part for part in tail.modules() if parametrize.is_parametrized(part)]:
-        for name in [*module.parametrizations]:  # type: ignore[union-attr,arg-type]
-            parametrize.remove_parametrizations(module, name, leave_parametrized=keep)
+    for module in [*tail.modules()]:
+        for name in ("weight", "bias"):
+            if parametrize.is_parametrized(module, name):
+                parametrize.remove_parametrizations(module, name, leave_parametrized=keep)
     while wrapped := [(name, part) for name, part in tail.named_modules() if isinstance(part, Bottleneck | Prompted)]:
         name, part = wrapped[0]
         _replace(tail, name, part.inner)

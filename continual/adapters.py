@@ -205,7 +205,7 @@ def _build(backbone: Backbone, card: AdapterCard, seed: int, shared: Adapter | N
         head = kind.head(card, width)
     if below is not None:
         below.freeze()
-        head = (AnalyticOnTop if isinstance(head, AnalyticHead) else ResidualHead)(below.head, head)
+        head = AnalyticOnTop(below.head, head) if isinstance(head, AnalyticHead) else ResidualHead(below.head, head)
     return Adapter(card, AdaptedTail(tail, head).eval(), shared)
 
 
