@@ -185,7 +185,7 @@ def test_without_its_sums_it_scores_the_same_and_learns_nothing_more(tmp_path: P
 def test_only_an_analytic_adapter_learns_in_closed_form() -> None:
     policy = AdaptationPolicy(adapter="head")
     head = new_adapter(WHOLE, task=Task.BINARY, classes=("no", "yes"), policy=policy, seed=0)
-    with pytest.raises(ValueError, match='only adapter = "analytic" .* this is head'):
+    with pytest.raises(ValueError, match=r'only adapter = "analytic" .* this is head'):
         analytic_head(head)
 
 

@@ -116,8 +116,8 @@ def test_what_cannot_be_stacked_says_why(tiny: Backbone) -> None:
     site = stack(shared, tiny, policy=policy_of("head"), seed=0)
     with pytest.raises(ValueError, match="stack on the shared one"):
         stack(site, tiny, policy=policy_of("head"), seed=0)
+    other = load_backbone("other", source="random", image_size=28)
     with pytest.raises(AdapterRefused, match="was trained on backbone tiny"):
-        other = load_backbone("other", source="random", image_size=28)
         stack(shared, other, policy=policy_of("head"), seed=0)
     with pytest.raises(ValueError, match="grow that, and stack the site's on it anew"):
         grow(site, (*CLASSES, "d"))
