@@ -22,7 +22,7 @@ class AdapterCard(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[2] = FORMAT
+    format: Literal[2] = 2
     kind: AdapterKind
     task: Task
     classes: tuple[str, ...]

@@ -60,8 +60,7 @@ def merge(adapter: Adapter) -> AdaptedTail:
         raise ValueError(f"{', '.join(impossible)} cannot be merged into weights; only {', '.join(MERGEABLE)} can")
     merged = copy.deepcopy(adapter.network)
     _take_out(merged.tail, keep=True)
-    merged.freeze()
-    return merged.eval()
+    return merged.freeze().eval()
 
 
 def detach(adapter: Adapter) -> nn.Module:
@@ -89,11 +88,19 @@ def _take_out(tail: nn.Module, *, keep: bool) -> None:
             layer.merge()
         _replace(tail, name, layer.base_layer)
     for module in [part for part in tail.modules() if parametrize.is_parametrized(part)]:
-        for name in [*module.parametrizations]:  # type: ignore[union-attr,arg-type]
-            parametrize.remove_parametrizations(module, name, leave_parametrized=keep)
+        _unshift(module, keep=keep)
     while wrapped := [(name, part) for name, part in tail.named_modules() if isinstance(part, Bottleneck | Prompted)]:
         name, part = wrapped[0]
         _replace(tail, name, part.inner)
+
+
+def _unshift(module: nn.Module, *, keep: bool) -> None:
+    """Take shifts off a module; it gets a class of its own first, since a copy shares it with its original."""
+    shared = type(module)
+    module.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+    for name in ("weight", "bias"):
+        if parametrize.is_parametrized(module, name):
+            parametrize.remove_parametrizations(module, name, leave_parametrized=keep)
 
 
 def _replace(tail: nn.Module, name: str, by: nn.Module) -> None:

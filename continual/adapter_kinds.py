@@ -71,10 +71,11 @@ def _add_prompts(tail: nn.Module, width: int, card: AdapterCard) -> None:
 
 def _add_shifts(tail: nn.Module, width: int, card: AdapterCard) -> None:
     """Shift norms and biases (BitFit, Ben Zaken 2022): of the adapted blocks, and of the norm behind them."""
-    for part in (*_adapted_blocks(tail, card), tail.norm):
-        for module in [*part.modules()]:  # type: ignore[union-attr]
-            for name in _shiftable(module):
-                parametrize.register_parametrization(module, name, Shift(getattr(module, name)))
+    backbones = nn.ModuleList([*_adapted_blocks(tail, card), tail.get_submodule("norm")])
+    below = [layer for part in tail.modules() if isinstance(part, Bottleneck) for layer in (part.down, part.up)]
+    for module in [part for part in backbones.modules() if part not in below]:
+        for name in _shiftable(module):
+            parametrize.register_parametrization(module, name, Shift(getattr(module, name)))
 
 
 def _shiftable(module: nn.Module) -> list[str]:

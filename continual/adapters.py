@@ -105,11 +105,12 @@ class AdaptedTail(nn.Module):
             kept |= {f"{path}.{name}": value for name, value in head.state_dict().items()}
         return kept
 
-    def freeze(self) -> None:
-        """Let nothing in it learn any more."""
+    def freeze(self) -> AdaptedTail:
+        """Let nothing in it learn any more; returns it."""
         self.requires_grad_(False)
         for head in self.analytic().values():
             head.frozen = True
+        return self
 
     def untrained(self) -> dict[str, Tensor]:
         """Give what the trained parameters were when the adapter was made, for who must start from nothing."""
@@ -246,7 +247,7 @@ def _build(backbone: Backbone, card: AdapterCard, seed: int, shared: Adapter | N
     kind, width = KINDS[card.kind], backbone.card.width
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        below = None if shared is None else copy.deepcopy(shared.network)
+        below = None if shared is None else copy.deepcopy(shared.network).freeze()
         tail = _tail_of(backbone, card, below)
         frozen = set(map(id, tail.parameters()))
         kind.add(tail, width, card)
@@ -254,8 +255,7 @@ def _build(backbone: Backbone, card: AdapterCard, seed: int, shared: Adapter | N
             parameter.requires_grad_(id(parameter) not in frozen)
         head = kind.head(card, width)
     if below is not None:
-        below.freeze()
-        head = (AnalyticOnTop if isinstance(head, AnalyticHead) else ResidualHead)(below.head, head)
+        head = AnalyticOnTop(below.head, head) if isinstance(head, AnalyticHead) else ResidualHead(below.head, head)
     return Adapter(card, AdaptedTail(tail, head).eval(), shared)
 
 

@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from continual.adapters import SUFFIX, Adapter, new_adapter, save_adapter, score
+from continual.analytic_learner import AnalyticLearner
 from continual.backbones import Backbone
 from continual.experiences import Experience, why_not_learnable
 from continual.forgetting import measure_backward_transfer, measure_forgetting, measure_forward_transfer
@@ -141,9 +142,7 @@ def _learn_stream(  # noqa: PLR0913
     progress: Progress,
 ) -> None:
     """Show the learned stages, learn the others, and measure a row of the matrix after each."""
-    from continual.learner import Learner  # imports Avalanche: seconds that only training should pay
-
-    learner = Learner(trained.adapter, strategy=strategy, policy=policy)
+    learner = _start_learner(trained.adapter, strategy, policy)
     if learned:
         trained.measured.append([measure_auroc(trained.adapter, each) for each in evaluation])
     for stage, experience in enumerate(stream):
@@ -155,8 +154,17 @@ def _learn_stream(  # noqa: PLR0913
     trained.memory_studies = learner.memory_studies
 
 
+def _start_learner(adapter: Adapter, strategy: str, policy: AdaptationPolicy) -> Learner | AnalyticLearner:
+    """Start what learns; a closed form needs no strategy, and does not wait for Avalanche."""
+    if adapter.network.analytic():
+        return AnalyticLearner(adapter)
+    from continual.learner import Learner  # imports Avalanche: seconds that only training should pay
+
+    return Learner(adapter, strategy=strategy, policy=policy)
+
+
 def _learn(
-    learner: Learner, adapter: Adapter, experience: Experience, strategy: str, progress: Progress
+    learner: Learner | AnalyticLearner, adapter: Adapter, experience: Experience, strategy: str, progress: Progress
 ) -> tuple[float, ...]:
     if reason := why_not_learnable(experience, adapter.card.task, adapter.card.classes):
         raise AdaptationFailed(reason)

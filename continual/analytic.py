@@ -13,19 +13,23 @@ scores the same and can leave the hospital, and can learn or unlearn nothing mor
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from continual.adapter_card import AdapterCard
 from continual.adapter_parts import multiply_row_by_row
-from continual.ridge import Array, Spread, decompose, solve
+from continual.ridge import Array, Spread, Sums, decompose, solve
 from monitor.cohorts import binary_labels
 from monitor.tasks import TASKS
 
 GRID = 2.0**10
 LARGEST = 8.0
+FOLDS = 5
 SUMS = ("count", "total", "gram", "sums", "positives")
 
 
@@ -45,11 +49,11 @@ class AnalyticHead(nn.Module):
         size = width + card.random_features
         self.register_buffer("signs", _draw_signs(width, card.random_features), persistent=False)
         shapes = {
-            "count": (groups,),
-            "total": (groups, size),
-            "gram": (groups, size * (size + 1) // 2),  # the lower triangle
-            "sums": (outputs, size),
-            "positives": (outputs,),
+            "count": (groups, FOLDS),
+            "total": (groups, FOLDS, size),
+            "gram": (groups, FOLDS, size * (size + 1) // 2),  # the lower triangle
+            "sums": (outputs, FOLDS, size),
+            "positives": (outputs, FOLDS),
             "weight": (outputs, size),
             "bias": (outputs,),
         }
@@ -63,7 +67,7 @@ class AnalyticHead(nn.Module):
     @property
     def answers(self) -> Tensor:
         """Tell for each output whether it has learned anything; shape (outputs,)."""
-        weight, count = self.get_buffer("weight"), self.get_buffer("count")
+        weight, count = self.get_buffer("weight"), self.get_buffer("count").sum(dim=1)
         return (count > 0).expand(len(weight)) | weight.any(dim=1)
 
     @property
@@ -88,7 +92,7 @@ class AnalyticHead(nn.Module):
         return torch.cat([values, projected], dim=1)
 
     @torch.no_grad()
-    def update(self, embedding: Tensor, labels: Array, *, sign: int) -> None:
+    def update(self, embedding: Tensor, labels: Array, patient_key: NDArray[np.str_], *, sign: int) -> None:
         """Add studies to the sums (sign 1) or take them away (sign -1), and solve anew.
 
         Raises:
@@ -100,6 +104,17 @@ class AnalyticHead(nn.Module):
         sums = {name: self.get_buffer(name).clone() for name in SUMS}
         features = self.features(embedding)
         answers = torch.from_numpy(binary_labels(self.card.task, self.card.classes, labels))
+        folds = torch.tensor([_fold_of(key) for key in patient_key.tolist()], dtype=torch.long)
+        for fold in range(FOLDS):
+            if (mine := folds == fold).any():
+                self._add(sums, fold, features[mine], answers[mine], sign)
+        if sign < 0 and not self._possible(sums):
+            raise ValueError("these studies were not all learned by this adapter, so it cannot unlearn them")
+        for name, value in sums.items():
+            self.get_buffer(name).copy_(value)
+        self._solve()
+
+    def _add(self, sums: dict[str, Tensor], fold: int, features: Tensor, answers: Tensor, sign: int) -> None:
         products: dict[bytes, Tensor] = {}
         for group, columns in enumerate(self._groups()):
             known = ~answers[:, columns[0]].isnan()
@@ -107,27 +122,22 @@ class AnalyticHead(nn.Module):
             key = known.numpy().tobytes()
             if key not in products:
                 products[key] = _pack(rows.T @ rows)
-            sums["count"][group] += sign * len(rows)
-            sums["total"][group] += sign * rows.sum(dim=0)
-            sums["gram"][group] += sign * products[key]
-            sums["sums"][columns] += sign * (yes.T @ rows)
-            sums["positives"][columns] += sign * yes.sum(dim=0)
-        if sign < 0 and not self._possible(sums):
-            raise ValueError("these studies were not all learned by this adapter, so it cannot unlearn them")
-        for name, value in sums.items():
-            self.get_buffer(name).copy_(value)
-        self._solve()
+            sums["count"][group, fold] += sign * len(rows)
+            sums["total"][group, fold] += sign * rows.sum(dim=0)
+            sums["gram"][group, fold] += sign * products[key]
+            sums["sums"][columns, fold] += sign * (yes.T @ rows)
+            sums["positives"][columns, fold] += sign * yes.sum(dim=0)
 
     def _possible(self, sums: dict[str, Tensor]) -> bool:
         """Tell whether sums can be those of studies: exact sums of squares are never below zero."""
-        squares = sums["gram"][:, _diagonal(sums["total"].shape[1])]
-        negatives = torch.stack(
-            [sums["count"][group] - sums["positives"][columns].sum() for group, columns in enumerate(self._groups())]
-        )
+        squares = sums["gram"][..., _diagonal(sums["total"].shape[-1])]
+        negatives = [
+            sums["count"][group] - sums["positives"][columns].sum(0) for group, columns in enumerate(self._groups())
+        ]
         empty = sums["count"] == 0
         left = squares[empty].abs().sum() + sums["total"][empty].abs().sum()
-        counts = (sums["count"], sums["positives"], negatives)
-        return bool((squares >= 0).all() and all((part >= 0).all() for part in counts) and left == 0)
+        parts = (squares, sums["count"], sums["positives"], torch.stack(negatives))
+        return all(bool((part >= 0).all()) for part in parts) and float(left) == 0
 
     def grow(self, card: AdapterCard) -> AnalyticHead:
         """Make one with more outputs that has learned the same; old logits stay as they are, to the bit."""
@@ -143,21 +153,19 @@ class AnalyticHead(nn.Module):
 
     def _solve(self) -> None:
         sums = {name: self.get_buffer(name).numpy() for name in SUMS}
-        solved: tuple[int, Spread] | None = None
+        solved: tuple[int, list[Spread]] | None = None
         for group, columns in enumerate(self._groups()):
             if solved is None or not _same_studies(sums, group, solved[0]):
-                solved = group, _decompose(sums, group)
-            weights, bias = self._solve_group(solved[1], sums["sums"][columns], sums["positives"][columns])
+                solved = group, decompose(_sums_of(sums, group))
+            of_classes, counts = sums["sums"][columns], sums["positives"][columns]
+            if not self._exclusive:  # a yes/no question has two classes; its logit is the log odds of yes
+                of_classes = np.concatenate([sums["total"][[group]] - of_classes, of_classes])
+                counts = np.concatenate([sums["count"][[group]] - counts, counts])
+            weights, bias = solve(solved[1], of_classes, counts, self.card.ridge)
+            if not self._exclusive:
+                weights, bias = weights[1:] - weights[:1], bias[1:] - bias[:1]
             self.get_buffer("weight")[columns] = torch.from_numpy(weights)
             self.get_buffer("bias")[columns] = torch.from_numpy(bias)
-
-    def _solve_group(self, spread: Spread, sums: Array, counts: Array) -> tuple[Array, Array]:
-        if self._exclusive:
-            return solve(spread, sums, counts, self.card.ridge)
-        # a yes/no question has two classes; its logit is the log odds of yes
-        both = np.concatenate([spread.n * spread.mean[None] - sums, sums])
-        weights, bias = solve(spread, both, np.concatenate([spread.n - counts, counts]), self.card.ridge)
-        return weights[1:] - weights[:1], bias[1:] - bias[:1]
 
 
 class AnalyticOnTop(nn.Module):
@@ -209,8 +217,14 @@ def _same_studies(sums: dict[str, Array], one: int, other: int) -> bool:
     return all(np.array_equal(sums[name][one], sums[name][other]) for name in ("count", "total", "gram"))
 
 
-def _decompose(sums: dict[str, Array], group: int) -> Spread:
+def _sums_of(sums: dict[str, Array], group: int) -> Sums:
     total = sums["total"][group]
-    gram = np.zeros((len(total), len(total)))
-    gram[np.tril_indices(len(total))] = sums["gram"][group]  # eigh reads the lower triangle alone
-    return decompose(float(sums["count"][group]), total, gram)
+    size = total.shape[1]
+    gram = np.zeros((len(total), size, size))
+    gram[:, *np.tril_indices(size)] = sums["gram"][group]
+    return Sums(count=sums["count"][group], total=total, gram=gram)
+
+
+def _fold_of(patient_key: str) -> int:
+    """Put every study of a patient into the same fold, whenever and wherever it is learned."""
+    return hashlib.sha256(patient_key.encode()).digest()[0] % FOLDS

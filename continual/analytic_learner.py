@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from continual.adapters import BATCH, TRAINING, Adapter, Inputs
@@ -35,11 +34,11 @@ class AnalyticLearner:
     def recall(self, experience: Experience) -> None:
         """Take in a stage that was learned already, where the adapter does not hold it."""
         if not self._brings:
-            accumulate(self._adapter, experience.tokens, experience.labels)
+            accumulate(self._adapter, experience)
 
     def learn(self, experience: Experience, epoch_done: EpochDone) -> tuple[float, ...]:
         """Learn a stage in one step; ``epoch_done`` is told 1, 1 and the loss afterwards. Returns that loss."""
-        accumulate(self._adapter, experience.tokens, experience.labels)
+        accumulate(self._adapter, experience)
         with torch.inference_mode():
             logits = self._adapter.network.head(_embed(self._adapter, experience.tokens))
         loss = float(TRAINING[self._adapter.card.task].loss(logits.double(), torch.from_numpy(experience.labels)))
@@ -47,27 +46,25 @@ class AnalyticLearner:
         return (loss,)
 
 
-def accumulate(adapter: Adapter, inputs: Inputs, labels: NDArray[np.float64]) -> None:
-    """Let an analytic adapter learn studies; it is changed in place.
-
-    ``inputs`` as ``read_inputs`` gives them; ``labels`` (n, label columns), NaN where unknown.
+def accumulate(adapter: Adapter, studies: Experience) -> None:
+    """Let an analytic adapter learn studies, of each the labels that are known; it is changed in place.
 
     Raises:
         ValueError: the adapter is of another kind, or was saved without its sums.
     """
-    _update(adapter, inputs, labels, sign=1)
+    _update(adapter, studies, sign=1)
 
 
-def remove(adapter: Adapter, inputs: Inputs, labels: NDArray[np.float64]) -> None:
+def remove(adapter: Adapter, studies: Experience) -> None:
     """Let an analytic adapter unlearn studies, for example all of one patient; it is changed in place.
 
-    With the inputs and labels that it learned from, what is left equals the adapter that never saw them, to
+    With the tokens and labels that it learned from, what is left equals the adapter that never saw them, to
     the bit where it reads cached embeddings. Learn an amended label by removing the old and adding the new.
 
     Raises:
         ValueError: as ``accumulate``, or these studies were not all learned; then nothing is changed.
     """
-    _update(adapter, inputs, labels, sign=-1)
+    _update(adapter, studies, sign=-1)
 
 
 def without_sums(adapter: Adapter) -> Adapter:
@@ -90,12 +87,12 @@ def analytic_head(adapter: Adapter) -> AnalyticHead:
     return found[0]
 
 
-def _update(adapter: Adapter, inputs: Inputs, labels: NDArray[np.float64], *, sign: int) -> None:
+def _update(adapter: Adapter, studies: Experience, *, sign: int) -> None:
     own, head = analytic_head(adapter), adapter.network.head
     with torch.no_grad():
-        embedding = _embed(adapter, inputs)
+        embedding = _embed(adapter, studies.tokens)
         seen = head.features_of(embedding) if isinstance(head, AnalyticOnTop) else embedding
-    own.update(seen, labels, sign=sign)
+    own.update(seen, studies.labels, studies.patient_key, sign=sign)
 
 
 def _embed(adapter: Adapter, inputs: Inputs) -> Tensor:

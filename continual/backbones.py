@@ -110,10 +110,10 @@ class Tail(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Run the blocks; of the last one only the class token is computed, since only it is used."""
-        *earlier, last = [*self.blocks.children()] or [None]
-        for block in earlier:
+        blocks = [*self.blocks.children()]
+        for block in blocks[:-1]:
             tokens = block(tokens)
-        embedding: Tensor = self.norm(tokens[:, 0] if last is None else class_token_after(last, tokens))
+        embedding: Tensor = self.norm(class_token_after(blocks[-1], tokens) if blocks else tokens[:, 0])
         return embedding
 
 

@@ -54,7 +54,7 @@ class AdaptationPolicy(BaseModel):
     bottleneck: int = Field(32, ge=1, le=10_000, description="bottleneck: width of the narrow networks")
     prompts: int = Field(8, ge=1, le=10_000, description="prompt: tokens added to each adapted block")
     random_features: int = Field(
-        512, ge=0, le=10_000, description="analytic: random features beside the embedding's own"
+        256, ge=0, le=10_000, description="analytic: random features beside the embedding's own"
     )
     ridge: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         "auto", description="analytic: strength of the penalty, relative to the mean variance; auto: chosen from data"
