@@ -19,7 +19,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from numpy.typing import NDArray
 from sklearn.covariance import ledoit_wolf
 
-from continual.study_loop import OTHER_ROWS, Protecting, Rows, StudyLoader, StudyLoop, join
+from continual.study_loop import OTHER_ROWS, Protecting, Rows, StudyLoader, StudyLoop, join, tell_stages
 
 FEWEST = 5
 """Of how many studies a label must be to move the mean: fewer would give their own embeddings away."""
@@ -106,8 +106,7 @@ class GenerativeReplay(Protecting, SupervisedPlugin):  # type: ignore[misc]
         self._laws.append(fit_law(tokens[:, 0].double().numpy(), labels.double().numpy()))
 
     def protecting(self) -> str:
-        stages = len(self._laws)
-        return f"rehearsing drawn embeddings of {stages} stage{'s'[: stages > 1]}" if stages else ""
+        return f"rehearsing embeddings drawn as those of {tell_stages(len(self._laws))}" if self._laws else ""
 
 
 def _levels(labels: Doubles) -> list[tuple[int, float]]:

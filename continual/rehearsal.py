@@ -27,6 +27,7 @@ from continual.study_loop import (
     answers,
     endless_batches,
     join,
+    tell_stages,
 )
 
 
@@ -67,7 +68,7 @@ class PatientBalancedMemory:
         return join(self.kept)
 
     def __str__(self) -> str:
-        return f"rehearsing {len(self):,} studies of {self.stages} stages" if len(self) else ""
+        return f"rehearsing {len(self):,} studies of {tell_stages(self.stages)}" if len(self) else ""
 
 
 class Everything(PatientBalancedMemory):

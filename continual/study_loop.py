@@ -99,6 +99,11 @@ def join(parts: Sequence[Rows]) -> Rows:
     return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
 
 
+def tell_stages(count: int) -> str:
+    """Say how many stages."""
+    return f"{count} stage" if count == 1 else f"{count} stages"
+
+
 @torch.no_grad()
 def answers(model: torch.nn.Module, tokens: Tensor, batch_size: int) -> Tensor:
     """Compute a model's logits (n, columns) as it stands, without training it."""
