@@ -22,17 +22,25 @@ from continual.study_loop import Protecting, Rows, State, StudyLoop, answers, wi
 class ElasticWeights(Protecting, EWCPlugin):  # type: ignore[misc]
     """Hold each weight near its old value, the more the steeper the old loss is in it (Kirkpatrick et al. 2017, EWC).
 
-    Avalanche's, but the importances are measured on batches gathered at once, and a column for which no
-    stage had labels yet asks for nothing: else a new class could not be learned.
+    Avalanche's, but the importances are measured on batches gathered at once; a column for which no
+    stage had labels yet asks for nothing, else a new class could not be learned; and the strength counts
+    in average importances of the first stage. Importances are squared gradients: those of a head are some
+    hundred times those of LoRA, and no one strength on Avalanche's scale fits both.
     """
 
     def __init__(self, strength: float) -> None:
         super().__init__(ewc_lambda=strength)
+        self._strength = strength
 
     def after_training_exp(self, strategy: StudyLoop, **kwargs: Any) -> None:
         self._shown, self._seen = strategy.rows, strategy.seen
         super().after_training_exp(strategy, **kwargs)
         del self._shown
+        self._set_scale()
+
+    def _set_scale(self) -> None:
+        average = float(torch.cat([value.data.flatten() for value in self.importances[0].values()]).mean())
+        self.ewc_lambda = self._strength / average if average > 0 else self._strength
 
     def compute_importances(self, model: Any, criterion: Any, *others: Any, **options: Any) -> dict[str, ParamData]:
         """Measure the importances of the stage that was shown."""
@@ -66,6 +74,8 @@ class ElasticWeights(Protecting, EWCPlugin):  # type: ignore[misc]
             raise ValueError("the state is of other stages or another adapter; recall the same stages first")
         for name, value in state.items():
             mine[name].copy_(value)
+        if self.importances:
+            self._set_scale()
 
 
 class PathIntegral(Protecting, SupervisedPlugin):  # type: ignore[misc]

@@ -285,7 +285,6 @@ def two_stages_of(task: Task) -> tuple[Experience, Experience]:
 @pytest.mark.parametrize("task", [Task.MULTI_CLASS, Task.MULTI_LABEL])
 def test_a_class_that_appears_is_learned_by_a_grown_head(vectors: Backbone, strategy: str, task: Task) -> None:
     old, new = two_stages_of(task)
-    policy = {"epochs": 8, "ewc_strength": 1.0}
     narrow = new_adapter(vectors, task=task, classes=CLASSES[task][:2], policy=POLICY, seed=0)
     before = Experience(
         name="old",
@@ -295,7 +294,7 @@ def test_a_class_that_appears_is_learned_by_a_grown_head(vectors: Backbone, stra
     )
     train(narrow, "naive", before)
     adapter = grown(vectors, narrow)
-    learner = learner_of(adapter, strategy, **policy)
+    learner = learner_of(adapter, strategy, epochs=8)
     learner.recall(old)
     learner.learn(new, quiet)
     scores = TRAINING[task].activate(adapter.network(torch.from_numpy(stage("o", 8, task=task).tokens))).detach()
@@ -376,7 +375,7 @@ def losses_of(champion: Adapter, strategies: list[str], tokens: int, **changes: 
 @pytest.fixture(scope="module")
 def dropped(blocks: Backbone) -> dict[str, tuple[float, float]]:
     names = ["naive", *WITH_MEMORY]
-    return losses_of(fresh(blocks, kind="lora"), names, 5, learning_rate=3e-3, ewc_strength=10.0, der_alpha=0.5)
+    return losses_of(fresh(blocks, kind="lora"), names, 5, learning_rate=3e-3, der_alpha=0.5)
 
 
 @pytest.mark.parametrize("strategy", WITH_MEMORY)
