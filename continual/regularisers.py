@@ -7,11 +7,11 @@ They store numbers about the model, no study; and only for the parameters that a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from avalanche.training.plugins import EWCPlugin, SupervisedPlugin, SynapticIntelligencePlugin
+from avalanche.training.plugins import EWCPlugin, SupervisedPlugin
 from avalanche.training.utils import ParamData
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -22,17 +22,25 @@ from continual.study_loop import Protecting, Rows, State, StudyLoop, answers, wi
 class ElasticWeights(Protecting, EWCPlugin):  # type: ignore[misc]
     """Hold each weight near its old value, the more the steeper the old loss is in it (Kirkpatrick et al. 2017, EWC).
 
-    Avalanche's, but the importances are measured on batches gathered at once, and a column for which no
-    stage had labels yet asks for nothing: else a new class could not be learned.
+    Avalanche's, but the importances are measured on batches gathered at once; a column for which no
+    stage had labels yet asks for nothing, else a new class could not be learned; and the strength counts
+    in average importances of the first stage. Importances are squared gradients: those of a head are some
+    hundred times those of LoRA, and no one strength on Avalanche's scale fits both.
     """
 
     def __init__(self, strength: float) -> None:
         super().__init__(ewc_lambda=strength)
+        self._strength = strength
 
     def after_training_exp(self, strategy: StudyLoop, **kwargs: Any) -> None:
         self._shown, self._seen = strategy.rows, strategy.seen
         super().after_training_exp(strategy, **kwargs)
         del self._shown
+        self._set_scale()
+
+    def _set_scale(self) -> None:
+        average = float(torch.cat([value.data.flatten() for value in self.importances[0].values()]).mean())
+        self.ewc_lambda = self._strength / average if average > 0 else self._strength
 
     def compute_importances(self, model: Any, criterion: Any, *others: Any, **options: Any) -> dict[str, ParamData]:
         """Measure the importances of the stage that was shown."""
@@ -48,7 +56,9 @@ class ElasticWeights(Protecting, EWCPlugin):  # type: ignore[misc]
         return importances
 
     def protecting(self) -> str:
-        return _tell_weights(self.importances[0]) if self.importances else ""
+        return (
+            _tell_weights({name: value.data for name, value in self.importances[0].items()}) if self.importances else ""
+        )
 
     def state(self) -> State:
         return {
@@ -64,63 +74,81 @@ class ElasticWeights(Protecting, EWCPlugin):  # type: ignore[misc]
             raise ValueError("the state is of other stages or another adapter; recall the same stages first")
         for name, value in state.items():
             mine[name].copy_(value)
+        if self.importances:
+            self._set_scale()
 
 
-class PathIntegral(Protecting, SynapticIntelligencePlugin):  # type: ignore[misc]
+class PathIntegral(Protecting, SupervisedPlugin):  # type: ignore[misc]
     """Hold each weight by what moving it has won on its way (Zenke et al. 2017, synaptic intelligence).
 
-    The path can be measured only while a stage is trained: what was merely recalled is not protected,
-    unless the state of the training that learned it is restored. Avalanche's importances are cut at
-    0.001, at which a small adapter's weights all look the same, and may be below 0, which pushes a weight
-    away; here they have a floor of 0 and no ceiling, and the damping is the paper's.
+    The way can be measured only while a stage is trained: what was merely recalled is not protected,
+    unless the state of the training that learned it is restored.
+
+    Avalanche 0.6's plugin does nothing on a CPU: the "old" weights that it keeps are views of the live
+    ones, so that no weight ever moved. And its importances are cut at 0.001, where a small adapter's
+    weights all look the same, may be below 0, which drives a weight away, and count the pull of the
+    penalty itself as a gain. Here they lie between ``floor`` and ``ceiling``, with the paper's damping.
     """
 
     def __init__(
         self, strength: float, *, floor: float = 0.0, ceiling: float = math.inf, damping: float = 1e-3
     ) -> None:
-        super().__init__(si_lambda=strength, eps=damping)
-        self._floor, self._ceiling = floor, ceiling
-        self._restored: State = {}
-        self._training = False
+        super().__init__()
+        self._strength, self._bounds, self._damping = strength, (floor, ceiling), damping
+        self._won: State = {}
+        self._begin: State = {}
+        self._way: State = {}
+        self._restored: State | None = None
 
     def before_training_exp(self, strategy: StudyLoop, **kwargs: Any) -> None:
-        super().before_training_exp(strategy, **kwargs)
-        for name, value in self._restored.items():
-            self._held(name).copy_(_widen(value, self._held(name)))
-        self._restored, self._training = {}, bool(strategy.train_epochs)
+        weights = _weights(strategy)
+        self._begin = {name: value.clone() for name, value in weights.items()}
+        self._way = {name: torch.zeros_like(value) for name, value in weights.items()}
+        for name, value in weights.items():
+            self._won.setdefault(name, torch.zeros_like(value))
+        for name, value in (self._restored or {}).items():
+            part, _, weight = name.partition(".")
+            held = {"won": self._won, "begin": self._begin, "way": self._way}[part]
+            if weight not in held:
+                raise ValueError(f"the state has {weight!r}, which this adapter has not; restore it into the same kind")
+            held[weight] = _widen(value, held[weight])
+        self._restored = None
+
+    def before_training_iteration(self, strategy: StudyLoop, **kwargs: Any) -> None:
+        self._old = {name: value.clone() for name, value in _weights(strategy).items()}
+
+    def before_backward(self, strategy: StudyLoop, **kwargs: Any) -> None:
+        for name, value in strategy.model.named_parameters():
+            moved = (value - self._begin[name]) ** 2
+            strategy.loss += self._strength / 2 * (self._importance(name) * moved).sum()
+
+    @torch.no_grad()
+    def after_training_iteration(self, strategy: StudyLoop, **kwargs: Any) -> None:
+        for name, value in strategy.model.named_parameters():
+            if value.grad is not None:
+                pull = self._strength * self._importance(name) * (self._old[name] - self._begin[name])
+                self._way[name] += (value.grad - pull) * (value - self._old[name])
 
     def after_training_exp(self, strategy: StudyLoop, **kwargs: Any) -> None:
-        self.update_ewc_data(
-            strategy.model, self.ewc_data, self.syn_data, self._ceiling, self.excluded_parameters, 1, eps=self.eps
-        )
-        for importance in self.ewc_data[1].values():
-            importance.data = importance.data.clamp(min=self._floor)
-        self._training = False
+        for name, value in _weights(strategy).items():
+            self._won[name] = self._won[name] - self._way[name] / ((value - self._begin[name]) ** 2 + self._damping)
+        self._begin, self._way = {}, {}
 
     def protecting(self) -> str:
-        measured = any(bool(value.data.any()) for value in self.ewc_data[1].values())
-        return _tell_weights(self.ewc_data[1]) if measured else ""
+        return _tell_weights({name: value for name, value in self._won.items() if bool(value.any())})
 
     def state(self) -> State:
-        """Give what was measured, and inside a stage the way so far and where it began."""
-        if self._restored:
+        """Give what was won, and inside a stage the way so far and where it began."""
+        if self._restored is not None:
             return self._restored
-        parts = {"won": self.syn_data["cum_trajectory"], "importance": self.ewc_data[1]}
-        if self._training:
-            parts |= {"way": self.syn_data["trajectory"], "begin": self.ewc_data[0]}
-        return {f"{part}.{name}": value.data for part, values in parts.items() for name, value in values.items()}
+        parts = {"won": self._won, "begin": self._begin, "way": self._way}
+        return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
 
     def restore(self, state: State) -> None:
         self._restored = dict(state)
 
-    def _held(self, name: str) -> Tensor:
-        part, _, parameter = name.partition(".")
-        places = {"won": self.syn_data["cum_trajectory"], "importance": self.ewc_data[1]}
-        places |= {"way": self.syn_data["trajectory"], "begin": self.ewc_data[0]}
-        if parameter not in places.get(part, {}):
-            raise ValueError(f"the state has {name!r}, which this adapter has not; restore it into the same kind")
-        held: Tensor = places[part][parameter].data
-        return held
+    def _importance(self, name: str) -> Tensor:
+        return self._won[name].clamp(*self._bounds)
 
 
 class Distillation(Protecting, SupervisedPlugin):  # type: ignore[misc]
@@ -181,10 +209,19 @@ class _Gathered(Dataset[list[Tensor]]):
         return batch
 
 
-def _tell_weights(values: dict[str, ParamData]) -> str:
-    return f"holding {sum(value.data.numel() for value in values.values()):,} weights near what mattered"
+def _weights(strategy: StudyLoop) -> State:
+    return {name: value.detach() for name, value in strategy.model.named_parameters()}
+
+
+def _tell_weights(values: Mapping[str, Tensor]) -> str:
+    count = sum(value.numel() for value in values.values())
+    return f"holding {count:,} weights near what mattered" if count else ""
 
 
 def _widen(value: Tensor, like: Tensor) -> Tensor:
-    """Append zeros, for the rows that a head has grown by; both are flat."""
-    return torch.cat([value, value.new_zeros(len(like) - len(value))]) if len(value) < len(like) else value
+    """Append rows of zeros, for those that a head has grown by."""
+    if value.shape[1:] != like.shape[1:] or len(value) > len(like):
+        raise ValueError(
+            f"the state has a weight of shape {tuple(value.shape)}, the adapter one of {tuple(like.shape)}"
+        )
+    return torch.cat([value, value.new_zeros((len(like) - len(value), *like.shape[1:]))])

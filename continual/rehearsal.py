@@ -27,6 +27,7 @@ from continual.study_loop import (
     answers,
     endless_batches,
     join,
+    tell_stages,
 )
 
 
@@ -67,7 +68,7 @@ class PatientBalancedMemory:
         return join(self.kept)
 
     def __str__(self) -> str:
-        return f"rehearsing {len(self):,} studies of {self.stages} stages" if len(self) else ""
+        return f"rehearsing {len(self):,} studies of {tell_stages(self.stages)}" if len(self) else ""
 
 
 class Everything(PatientBalancedMemory):
@@ -139,7 +140,8 @@ class GreedyMemory(Protecting, SupervisedPlugin):  # type: ignore[misc]
 
     def before_training_exp(self, strategy: StudyLoop, **kwargs: Any) -> None:
         self._memory.update(strategy.rows)
-        strategy.dataloader = StudyLoader([self._memory.rows()], strategy.train_mb_size)
+        size, shown = strategy.train_mb_size, max(len(self._memory), len(strategy.rows[0]))  # steps, as others make
+        strategy.dataloader = StudyLoader([self._memory.rows()], size, studies=shown)
         if strategy.train_epochs and not self._resumed:
             self._start_afresh(strategy)
         self._training, self._resumed = True, False

@@ -52,15 +52,19 @@ class Protecting:
 
 
 class StudyLoader:
-    """Batches of an epoch: so many studies of every part; the first part ends the epoch, the others start again."""
+    """Batches of an epoch, so many studies of every part each: as many as show the first part once.
 
-    def __init__(self, parts: Sequence[Rows], batch_size: int) -> None:
+    Shorter parts start again. ``studies`` may say how many studies of the first part are shown instead.
+    """
+
+    def __init__(self, parts: Sequence[Rows], batch_size: int, *, studies: int = 0) -> None:
         self.parts = list(parts)
         self.batch_size = batch_size
         self.seed = 0
+        self._studies = studies or len(self.parts[0][0])
 
     def __len__(self) -> int:
-        return math.ceil(len(self.parts[0][0]) / self.batch_size)
+        return math.ceil(self._studies / self.batch_size)
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -93,6 +97,11 @@ def with_task(columns: list[Tensor]) -> list[Tensor]:
 def join(parts: Sequence[Rows]) -> Rows:
     """Put the rows of several parts under each other."""
     return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
+
+
+def tell_stages(count: int) -> str:
+    """Say how many stages."""
+    return f"{count} stage" if count == 1 else f"{count} stages"
 
 
 @torch.no_grad()
