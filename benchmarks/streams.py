@@ -49,8 +49,21 @@ MEMORY_SHARE = 0.05
 KEPT = CACHE / "streams.jsonl"
 DEFAULT = ("replay", "lora")
 JOINT = "joint"
-SHAPING = ("adapters", "adapter_kinds", "adapter_parts", "class_token", "analytic", "ridge", "strategies", "regularisers",
-    "rehearsal", "generative", "study_loop", "learner", "experiences")
+SHAPING = (
+    "adapters",
+    "adapter_kinds",
+    "adapter_parts",
+    "class_token",
+    "analytic",
+    "ridge",
+    "strategies",
+    "regularisers",
+    "rehearsal",
+    "generative",
+    "study_loop",
+    "learner",
+    "experiences",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -348,13 +361,13 @@ def cases(summaries: Sequence[Summary]) -> list[Case]:
 
 def main() -> None:
     from continual.adapter_kinds import KINDS
-    from continual.strategies import STRATEGIES
+    from continual.strategy_cards import CARDS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fast", action="store_true", help="one order, one seed, few patients, within a minute")
     parser.add_argument("--streams", nargs="*", default=list(STREAMS))
     parser.add_argument("--adapters", nargs="*", default=list(KINDS))
-    parser.add_argument("--strategies", nargs="*", default=[*STRATEGIES, JOINT])
+    parser.add_argument("--strategies", nargs="*", default=[*CARDS, JOINT])
     parser.add_argument("--orders", type=int, default=len(ORDERS))
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
     parser.add_argument("--workers", type=int, default=1)
