@@ -31,7 +31,7 @@ from torch.nn import functional
 from continual.adapter_card import FORMAT, AdapterCard, Reads
 from continual.adapter_kinds import KINDS
 from continual.adapter_parts import CachedEmbedding, ResidualHead
-from continual.analytic import AnalyticHead, AnalyticOnTop
+from continual.analytic import AnalyticHead, AnalyticOnTop, fits, keep_once
 from continual.backbones import Backbone
 from continual.feature_store import FeatureStore, Hashes
 from continual.files import content_sha256, write_atomically
@@ -321,7 +321,7 @@ def serialise(adapter: Adapter) -> bytes:
     Raises:
         ValueError: a learned number is not finite.
     """
-    tensors = {name: value.contiguous() for name, value in sorted(adapter.network.stored().items())}
+    tensors = {name: keep_once(name, value).contiguous() for name, value in sorted(adapter.network.stored().items())}
     if not all(value.isfinite().all() for value in tensors.values()):
         raise ValueError("the adapter holds numbers that are not finite; it was not saved")
     card = json.dumps(adapter.card.model_dump(mode="json"), sort_keys=True)
@@ -405,8 +405,7 @@ def _check_format(path: Path, card: Any) -> None:
 
 def _fill(adapter: Adapter, tensors: dict[str, Tensor], path: Path) -> None:
     expected = adapter.network.stored()
-    schema = {name: (value.shape, value.dtype) for name, value in expected.items()}
-    if {name: (value.shape, value.dtype) for name, value in tensors.items()} != schema:
+    if tensors.keys() != expected.keys() or not all(fits(name, tensors[name], expected[name]) for name in expected):
         raise AdapterRefused(f"{path.name} does not hold the tensors that its card promises")
     if not all(value.isfinite().all() for value in tensors.values()):
         raise AdapterRefused(f"{path.name} holds numbers that are not finite")

@@ -6,9 +6,10 @@ binary fractions, coarse enough that every sum is exact in double precision up t
 a study is removed the adapter is, to the bit, the one that never saw it.
 
 Privacy: the sums stand in the adapter's own file, under its hash, so that what the champion has learned can
-never be parted from it. No number in them belongs to one patient, unless one study was learned or two files
-are subtracted that differ by one. Treat the file as you treat the studies; ``without_sums`` makes one that
-scores the same and can leave the hospital, and can learn or unlearn nothing more.
+never be parted from it. They are kept in five folds of patients, which a hash of the key tells apart. No number
+in them belongs to one study, unless a fold or a class in it holds only one, or two files are subtracted that
+differ by one. Treat the file as you treat the studies; ``without_sums`` makes one that scores the same and can
+leave the hospital, and can learn or unlearn nothing more.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ GRID = 2.0**10
 LARGEST = 8.0
 FOLDS = 5
 SUMS = ("count", "total", "gram", "sums", "positives")
+OF_STUDIES = ("count", "total", "gram")  # the same for outputs whose labels are known of the same studies
 
 
 class AnalyticHead(nn.Module):
@@ -189,6 +191,21 @@ class AnalyticOnTop(nn.Module):
         return torch.cat([embedding, self.shared(embedding)], dim=1)
 
 
+def keep_once(name: str, value: Tensor) -> Tensor:
+    """Keep the sums that all outputs share once, as they are written; anything else as it is.
+
+    Where every study has all its labels, a file for many findings is no larger than for one.
+    """
+    shared = name.rpartition(".")[2] in OF_STUDIES and bool((value == value[:1]).all())
+    return value[:1] if shared else value
+
+
+def fits(name: str, found: Tensor, expected: Tensor) -> bool:
+    """Tell whether a tensor that was read is the one expected, or one that ``keep_once`` made of it."""
+    once = (1, *expected.shape[1:]) if name.rpartition(".")[2] in OF_STUDIES else expected.shape
+    return found.dtype == expected.dtype and found.shape in (expected.shape, once)
+
+
 def _draw_signs(width: int, count: int) -> Tensor:
     """Draw the projections, -1 or 1: the same for every adapter, and on every version of NumPy."""
     words = np.random.PCG64(0).random_raw((width * count + 63) // 64)
@@ -214,7 +231,7 @@ def _diagonal(size: int) -> Tensor:
 
 
 def _same_studies(sums: dict[str, Array], one: int, other: int) -> bool:
-    return all(np.array_equal(sums[name][one], sums[name][other]) for name in ("count", "total", "gram"))
+    return all(np.array_equal(sums[name][one], sums[name][other]) for name in OF_STUDIES)
 
 
 def _sums_of(sums: dict[str, Array], group: int) -> Sums:

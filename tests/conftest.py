@@ -569,9 +569,9 @@ def treated(small_treated_home: Path, tmp_path: Path) -> SmallWard:
     return SmallWard(directory=Path(shutil.copytree(small_treated_home, tmp_path / "treated")))
 
 
-def build_small_ward(directory: Path) -> Path:
+def build_small_ward(directory: Path, settings: str = SMALL_SETTINGS) -> Path:
     """Train a champion on four weeks of one kind of image, and write what it says of the weeks to come."""
-    from continual.adapters import load_adapter, score
+    from continual.adapters import KINDS, load_adapter, read_inputs, score
     from continual.adapting import Experience, train_first
     from flows.ingesting import embed_images, ingest_export
     from flows.ward import backbone_of, open_ward
@@ -580,15 +580,15 @@ def build_small_ward(directory: Path) -> Path:
     from registry.promotion import install
 
     directory.mkdir(parents=True)
-    (directory / FILE_NAME).write_text(SMALL_SETTINGS, encoding="utf-8")
+    (directory / FILE_NAME).write_text(settings, encoding="utf-8")
     ward = open_ward(directory)
     cheap = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
     for name, role in ((ENGINEER, "engineer"), (OFFICER, "quality officer")):
         ward.records.add_user(name, role, cheap.hash(PASSWORD), SMALL_START)
     studies = _draw_studies(directory / "images")
-    tokens = ward.features_of(SMALL_MODEL).tokens(
-        embed_images([directory / name for name in studies["image"]], ward=ward, model=SMALL_MODEL)
-    )
+    hashes = embed_images([directory / name for name in studies["image"]], ward=ward, model=SMALL_MODEL)
+    reads = KINDS[ward.settings.adaptation.adapter].reads
+    tokens = read_inputs(reads, ward.features_of(SMALL_MODEL), hashes)
     learn = np.asarray(studies["week"] < 0) & (
         roles_of(studies["patient_key"].to_numpy(str), ward.settings.roles) == PatientRole.LEARNING
     )

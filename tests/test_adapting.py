@@ -1,6 +1,7 @@
 """Adapting: Avalanche really trains, what was kept and lost is measured, and failures keep nothing."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -289,3 +290,19 @@ def test_every_task_is_learned_with_every_strategy(tiny: Backbone, tmp_path: Pat
     assert result.state is RunState.FINISHED
     assert result.matrix[-1][0] is not None
     assert min(figure for figure in result.matrix[-1] if figure is not None) > 0.9
+
+
+@pytest.mark.parametrize("strategy", ["naive", "ewc"])
+def test_the_learner_hands_a_closed_form_on_under_any_strategy(strategy: str) -> None:
+    from continual.learner import Learner
+
+    whole = load_backbone("tiny", source="random", image_size=28, blocks=0)
+    policy = AdaptationPolicy(adapter="analytic", random_features=16)
+    adapter = new_adapter(whole, task=Task.BINARY, classes=("no", "yes"), policy=policy, seed=0)
+    embedded = replace(NEW, tokens=NEW.tokens[:, :1].astype(np.float32))
+    learner, told = Learner(adapter, strategy=strategy, policy=policy), []
+    learner.recall(embedded.select(np.arange(20)))
+    losses = learner.learn(embedded.select(np.arange(20, len(NEW))), lambda *epoch: told.append(epoch))
+    assert told == [(1, 1, losses[0])]
+    assert learner.memory_studies == 0
+    assert (measure_auroc(adapter, embedded) or 0) > 0.9

@@ -182,6 +182,21 @@ def test_without_its_sums_it_scores_the_same_and_learns_nothing_more(tmp_path: P
     assert not any(bare.network.stored()[f"head.{name}"].any() for name in ("gram", "total", "sums", "count"))
 
 
+def test_sums_that_all_findings_share_are_written_once(tmp_path: Path) -> None:
+    sizes = {}
+    for unknown in (0.0, 0.2):
+        adapter, studies = make(Task.MULTI_LABEL), draw(Task.MULTI_LABEL, unknown=unknown)
+        accumulate(adapter, studies)
+        sha256 = save_adapter(adapter, tmp_path)
+        path = tmp_path / f"{sha256}.safetensors"
+        sizes[unknown] = path.stat().st_size
+        loaded = load_adapter(WHOLE, path, sha256)
+        for each in (adapter, loaded):
+            accumulate(each, draw(Task.MULTI_LABEL, seed=1))
+        assert serialise(loaded) == serialise(adapter)
+    assert sizes[0.0] < 0.5 * sizes[0.2]
+
+
 def test_only_an_analytic_adapter_learns_in_closed_form() -> None:
     policy = AdaptationPolicy(adapter="head")
     head = new_adapter(WHOLE, task=Task.BINARY, classes=("no", "yes"), policy=policy, seed=0)

@@ -4,6 +4,7 @@ import sqlite3
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from monitor.cohorts import Window
 from registry.approvals import approve
 from registry.held_out import HeldOutChanged, PatientRole, roles_of
 from registry.promotion import promote, rollback
+from tests.conftest import SMALL_SETTINGS, SmallWard, build_small_ward
 
 pytestmark = [
     # avalanche 0.6 imports a package that says at import that nobody maintains it; nothing of it is used
@@ -50,6 +52,23 @@ def promoted(treated: Any) -> None:
 def sql(treated: Any, statement: str, *values: str) -> int:
     with closing(sqlite3.connect(treated.directory / "wardround.db")) as connection, connection:
         return connection.execute(statement, values).rowcount
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["head", "analytic"])
+def test_a_ward_whose_adapter_reads_embeddings_is_treated_like_any_other(tmp_path: Path, kind: str) -> None:
+    chosen = f'[adaptation]\nadapter = "{kind}"\nblocks = 0\nrandom_features = 16\n'
+    build_small_ward(tmp_path / "ward", SMALL_SETTINGS.replace("[adaptation]\n", chosen))
+    treated = SmallWard(directory=tmp_path / "ward")
+    treated.live(4)
+    ward = treated.ward
+    runs = ward.records.runs(treated.model)
+    assert {(run.strategy, run.adapter, run.state) for run in runs} == {
+        (strategy, kind, RunState.FINISHED) for strategy in ("naive", "replay")
+    }
+    assert len(ward.records.decisions(treated.model)) == 2
+    if kind == "analytic":  # one exact solution, whatever the strategy
+        assert len({run.adapter_sha256 for run in runs}) == 1
 
 
 # ---- what is learned, in which order
