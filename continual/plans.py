@@ -63,10 +63,10 @@ class AdaptationPolicy(BaseModel):
     batch_size: int = Field(32, ge=2)
     learning_rate: float = Field(1e-3, gt=0)
     memory_size: int = Field(150, ge=1, description="studies kept for rehearsal")
-    ewc_strength: float = Field(1.0, gt=0, description="EWC: weight of holding a weight of average importance")
+    ewc_strength: float = Field(0.3, gt=0, description="EWC: weight of holding a weight of average importance")
     lwf_strength: float = Field(2.0, gt=0, description="LwF: weight of keeping the earlier answers")
     si_strength: float = Field(0.1, gt=0, description="SI: weight of holding what moving a weight has won")
-    der_alpha: float = Field(0.1, gt=0, description="DER: weight of the old logits of rehearsed studies")
+    der_alpha: float = Field(0.2, gt=0, description="DER: weight of the old logits of rehearsed studies")
     der_beta: float = Field(0.5, gt=0, description="DER++: weight of the labels of rehearsed studies")
     agem_sample: int = Field(64, ge=1, description="A-GEM: remembered studies that each step is checked against")
     seed: int = 0

@@ -17,6 +17,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from continual.strategy_cards import CARDS
+
 HELP = """Ward rounds for deployed medical-imaging AI.
 
 Wardround watches what a model predicts on live studies, says what changed, how badly and for whom, trains a small
@@ -267,7 +269,8 @@ def plan(by: Who, model: Model = "", directory: Directory = Path(), as_json: AsJ
 def adapt(
     plan_id: Annotated[str, typer.Argument(help="The plan, as `wardround plan` named it.")],
     strategy: Annotated[
-        list[str] | None, typer.Option(help="naive, replay or ewc; default: all the plan names.")
+        list[str] | None,
+        typer.Option(help=f"{', '.join(CARDS)}; README says which to use when. Default: all the plan names."),
     ] = None,
     directory: Directory = Path(),
     as_json: AsJson = False,

@@ -155,8 +155,8 @@ def test_the_memory_is_shared_between_stages(champion: Adapter) -> None:
     assert learner.memory_studies == 40
     learner.recall(stage("short", 10, seed=7))
     assert learner.memory_studies == 40
-    assert learner._memory is not None
-    labels = np.array([float(learner._memory.buffer[i][1][0]) for i in range(40)])
+    assert learner._strategy.memory is not None
+    labels = learner._strategy.memory.rows()[1]
     assert 15 <= labels.sum() <= 25
 
 

@@ -375,7 +375,7 @@ def losses_of(champion: Adapter, strategies: list[str], tokens: int, **changes: 
 @pytest.fixture(scope="module")
 def dropped(blocks: Backbone) -> dict[str, tuple[float, float]]:
     names = ["naive", *WITH_MEMORY]
-    return losses_of(fresh(blocks, kind="lora"), names, 5, learning_rate=3e-3, der_alpha=0.5)
+    return losses_of(fresh(blocks, kind="lora"), names, 5, learning_rate=3e-3, der_alpha=0.5, ewc_strength=0.1)
 
 
 @pytest.mark.parametrize("strategy", WITH_MEMORY)

@@ -122,10 +122,8 @@ def go_on(learner: Any, experience: Experience, epoch: int) -> None:
     from avalanche.training.plugins import SupervisedPlugin
 
     class Forward(SupervisedPlugin):  # type: ignore[misc]
-        def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-            self.done = epoch * len(strategy.dataloader)
-
         def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+            self.done = epoch * len(strategy.dataloader)
             strategy.clock.train_exp_iterations += self.done
 
         def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
