@@ -187,6 +187,18 @@ def test_what_was_recalled_counts_as_if_it_had_been_learned_and_moves_nothing(ti
     assert learner.memory_studies == (POLICY.memory_size if strategy == "replay" else 0)
 
 
+def seeding(stage: int) -> Any:
+    """Seed every epoch of a stage by its number, as ours does."""
+    from avalanche.training.plugins import SupervisedPlugin
+
+    class Seeding(SupervisedPlugin):  # type: ignore[misc]
+        def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+            seed = np.random.default_rng([POLICY.seed, stage, strategy.clock.train_exp_epochs]).integers(2**31)
+            torch.manual_seed(int(seed))
+
+    return Seeding()
+
+
 # --- naive: nothing but Avalanche ------------------------------------------------------------------
 
 
@@ -222,9 +234,10 @@ def test_naive_is_avalanches_naive_to_the_bit(tiny: Backbone) -> None:
         evaluator=EvaluationPlugin(loggers=[BaseLogger()]),
     )
     for number, experience in enumerate(benchmark_from_datasets(train=datasets).train_stream):
+        plain.plugins.insert(0, seeding(number))  # the same batches
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.default_rng([POLICY.seed, number]).integers(2**31)))  # the same batches
             plain.train(experience)
+        plain.plugins.pop(0)
     assert same(weights(ours), weights(peer))
     assert not same(weights(ours), weights(fresh(tiny)))
 
