@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from continual.early_stopping import set_aside, why_not_early
 from continual.experiences import Experience, why_not_learnable
 from continual.forgetting import measure_backward_transfer, measure_forgetting, measure_forward_transfer
 from continual.limits import RunStopped, RunWatch, check_request
-from continual.plans import AdaptationPolicy, AdaptationRun, RunState
+from continual.plans import AdaptationPlan, AdaptationPolicy, AdaptationRun, RunState
 from monitor.cohorts import binary_labels
 from monitor.performance import auroc
 from monitor.tasks import Task
@@ -38,6 +39,8 @@ __all__ = ["AdaptationFailed", "AdaptationInterrupted", "Experience", "adapt", "
 Progress = Callable[[str, int, int], None]
 """Told what is going on, how much of it is done, and out of how much."""
 TELL_SECONDS = 0.25
+KEEPING_AT_MOST = 20
+"""A checkpoint waits for so many times as long as the last one took to write: at most a twentieth goes there."""
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
@@ -71,11 +74,11 @@ def adapt(  # noqa: PLR0913 - the plan's own words, each needed, none of them be
 
     ``stream`` lists all stages in order, of which ``start`` has learned the first ``learned``; those are
     only shown to the strategy. ``evaluation`` has a stage of other patients for each. The same arguments
-    give the same bytes. Where nothing can be learned, the loss or the gradient runs away, or the disk is
-    full, the run is FAILED; at a limit of the policy it is STOPPED. Both say why, nothing is kept, and the
-    adapter returned is ``start``.
+    give the same bytes. Where nothing can be learned, or the loss or the gradient runs away, the run is FAILED;
+    at a limit of the policy, or where memory or disk are full, it is STOPPED. Both say why, nothing is kept,
+    and the adapter returned is ``start``.
 
-    With a ``checkpoint`` file the training is written there after every epoch. If the file holds an earlier
+    With a ``checkpoint`` file the training is written there after an epoch, as often as costs next to nothing. If the file holds an earlier
     part of this very run, training goes on after it and ends in the same bytes; anything else in it is
     written over. It stays after the run, for the caller to remove once the run is on record.
 
@@ -110,7 +113,7 @@ def adapt(  # noqa: PLR0913 - the plan's own words, each needed, none of them be
     except (MemoryError, RuntimeError) as error:
         state, reason = RunState.STOPPED, _tell_out_of_memory(error, policy)
     except OSError as error:
-        state, reason = RunState.FAILED, _tell_not_written(error, training)
+        state, reason = RunState.STOPPED, _tell_not_written(error, training)
     run = _record(training, state, reason, sha256)
     return (training.adapter if state is RunState.FINISHED else start), run
 
@@ -147,6 +150,24 @@ def train_first(  # noqa: PLR0913 - as adapt
     except (RunStopped, ArithmeticError) as error:
         raise AdaptationFailed(str(error)) from None
     return directory / f"{save_adapter(training.adapter, directory)}{SUFFIX}"
+
+
+def not_begun(
+    start: Adapter, plan: AdaptationPlan, *, strategy: str, policy: AdaptationPolicy, stages: tuple[str, ...], why: str
+) -> AdaptationRun:
+    """Put on record a run that could not begin, for a reason that can be cured: it is STOPPED."""
+    course = _Course(
+        start=start,
+        stream=[],
+        evaluation=[],
+        learned=0,
+        strategy=strategy,
+        policy=policy,
+        progress=lambda what, done, total: None,
+        checkpoint=None,
+    )
+    run = _record(_begin(course, plan_id=plan.plan_id, model=plan.model), RunState.STOPPED, why)
+    return replace(run, experiences=stages)
 
 
 def measure_auroc(adapter: Adapter, experience: Experience) -> float | None:
@@ -188,6 +209,8 @@ class _Training:
     memory_studies: int = 0
     n_learned: int = 0
     place: str = ""
+    kept_at: float = -math.inf
+    keeping_took: float = 0.0
 
     def tell_place(self) -> str:
         """Say how far it has come."""
@@ -205,7 +228,10 @@ class _Training:
                 finished=tuple(self.finished),
                 standing=standing,
             )
+            began = monotonic()
             save_checkpoint(checkpoint, self.course.checkpoint)
+            self.kept_at = monotonic()
+            self.keeping_took = self.kept_at - began
 
 
 def _begin(course: _Course, *, plan_id: str, model: str) -> _Training:
@@ -286,8 +312,10 @@ def _measure(training: _Training) -> list[float | None]:
 
 
 def _end_epoch(training: _Training, learner: Learner, place: str) -> None:
+    """Write a checkpoint, unless epochs are so short that writing would take more than its share of the time."""
     training.place = f"after {place}"
-    if training.course.checkpoint is not None:
+    due = monotonic() - training.kept_at >= KEEPING_AT_MOST * training.keeping_took
+    if training.course.checkpoint is not None and due:
         training.keep(learner.standing())
 
 

@@ -114,8 +114,8 @@ def identify(
         digest.update(value.detach().contiguous().numpy().tobytes())
     for experience in (*stream, *evaluation):
         _feed(digest, [experience.name, list(experience.tokens.shape), list(map(str, experience.patient_key))])
-        digest.update(np.ascontiguousarray(experience.tokens))
-        digest.update(np.ascontiguousarray(experience.labels))
+        digest.update(np.ascontiguousarray(experience.tokens).data)
+        digest.update(np.ascontiguousarray(experience.labels).data)
     return digest.hexdigest()
 
 

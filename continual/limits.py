@@ -14,7 +14,7 @@ from continual.plans import AdaptationPolicy, RunLimits
 MEGABYTE = 2**20
 LOOK_SECONDS = 0.5
 STATES_A_NUMBER = 8
-"""Single-precision numbers held for each trained one: itself, its gradient, two moments, best, stage's end, two copies."""
+"""Single-precision numbers held for each trained one: itself, gradient, two moments, best, stage's end, two copies."""
 ACTIVATIONS_A_NUMBER = 40
 """Single-precision numbers that a block keeps for the way back, for each number of a batch's tokens."""
 
@@ -72,6 +72,16 @@ def check_request(policy: AdaptationPolicy, *, stages: int, tokens_a_study: int,
     needed = resident_megabytes() + estimate_megabytes(policy, tokens_a_study=tokens_a_study, parameters=parameters)
     if needed > allowed_megabytes(policy.limits):
         raise RunStopped(_too_large(needed, policy.limits, "would be needed"))
+
+
+def check_room(limits: RunLimits, more_bytes: int) -> None:
+    """Refuse to read studies that would not fit beside what this process holds already.
+
+    Raises:
+        RunStopped: they would take more memory than the limits allow.
+    """
+    if (needed := resident_megabytes() + more_bytes / MEGABYTE) > allowed_megabytes(limits):
+        raise RunStopped(_too_large(needed, limits, "would be needed"))
 
 
 def estimate_megabytes(policy: AdaptationPolicy, *, tokens_a_study: int, parameters: int) -> float:

@@ -20,7 +20,7 @@ class Treatment(StrEnum):
 
 
 class RunState(StrEnum):
-    """How a run ended: with an adapter, because nothing could be learned, or cut short by a limit or a person."""
+    """How a run ended: with an adapter; because nothing could be learned; or cut short, so that it can be resumed."""
 
     FINISHED = "FINISHED"
     FAILED = "FAILED"

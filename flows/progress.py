@@ -50,9 +50,9 @@ def show_progress(console: Console) -> Iterator[Progress]:
 
         def tell(what: str, done: int, total: int) -> None:
             nonlocal label
-            if what != label:
-                bars.reset(shown)
-                label = what
+            if _step(what) != label:  # what was done before this step began says nothing about its speed
+                bars.reset(shown, completed=done, total=total or None)
+                label = _step(what)
             bars.update(shown, description=what, completed=done, total=total or None)
 
         with _set(tell):
@@ -68,13 +68,18 @@ def _set(progress: Progress) -> Iterator[Progress]:
         current_progress.reset(token)
 
 
+def _step(what: str) -> str:
+    """Name the step that is told of: what stands before a colon; behind it stands how it is going."""
+    return what.split(":", maxsplit=1)[0]
+
+
 def _tell_lines(console: Console) -> Progress:
     """Write one line a step, and at most one every ten seconds within a step: a log file stays readable."""
     last = ("", 0.0)
 
     def tell(what: str, done: int, total: int) -> None:
         nonlocal last
-        name = what.split(":", maxsplit=1)[0]
+        name = _step(what)
         if name == last[0] and time.monotonic() - last[1] < 10:
             return
         last = (name, time.monotonic())
