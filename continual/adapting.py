@@ -78,9 +78,9 @@ def adapt(  # noqa: PLR0913 - the plan's own words, each needed, none of them be
     at a limit of the policy, or where memory or disk are full, it is STOPPED. Both say why, nothing is kept,
     and the adapter returned is ``start``.
 
-    With a ``checkpoint`` file the training is written there after an epoch, as often as costs next to nothing. If the file holds an earlier
-    part of this very run, training goes on after it and ends in the same bytes; anything else in it is
-    written over. It stays after the run, for the caller to remove once the run is on record.
+    With a ``checkpoint`` file the training is written there after an epoch, as often as costs next to nothing.
+    If the file holds an earlier part of this very run, training goes on after it and ends in the same bytes;
+    anything else in it is written over. It stays for the caller to remove once the run is on record.
 
     Raises:
         ValueError: the two lists do not fit each other, a patient is in both, or the strategy is unknown.
@@ -265,6 +265,7 @@ def _learn_stream(training: _Training) -> None:
         tokens_a_study=tokens[0].size if len(tokens) else 0,
         parameters=training.adapter.trainable_parameters,
     )
+    course.progress(f"Getting ready to train ({course.strategy})", 0, 0)
     from continual.learner import Learner  # imports Avalanche: seconds that only training should pay
 
     learner = Learner(training.adapter, strategy=course.strategy, policy=course.policy)

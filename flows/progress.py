@@ -17,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 
 Progress = Callable[[str, int, int], None]
 
@@ -38,8 +39,8 @@ def show_progress(console: Console) -> Iterator[Progress]:
         return
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
+        TextColumn("{task.description}", table_column=Column(min_width=20)),  # wraps: figures beside it stay whole
+        BarColumn(bar_width=20, table_column=Column(no_wrap=True)),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
