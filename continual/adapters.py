@@ -83,6 +83,7 @@ class AdaptedTail(nn.Module):
         self.head = nn.Linear(width, outputs)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        self._untrained = {name: value.detach().clone() for name, value in self.trainable().items()}
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Give logits (n, score columns) for tokens (n, T, width) of any float type."""
@@ -93,16 +94,26 @@ class AdaptedTail(nn.Module):
         """List the parameters that are trained, by name."""
         return {name: value for name, value in self.named_parameters() if value.requires_grad}
 
+    def untrained(self) -> dict[str, Tensor]:
+        """Give what the trained parameters were when the adapter was made, for who must start from nothing."""
+        return self._untrained
+
 
 # --- everything that depends on the task ------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskTraining:
-    """How a task's logits become probabilities, and its loss of logits and labels (NaN: not counted)."""
+    """How a task's logits become probabilities, and its loss of logits and labels (NaN: not counted).
+
+    ``columns`` says of which score columns labels (n, label columns) speak, given how many there are.
+    ``distance`` is how far answers are from earlier ones of the same columns, both as logits.
+    """
 
     activate: Callable[[Tensor], Tensor]
     loss: Callable[[Tensor, Tensor], Tensor]
+    columns: Callable[[Tensor, int], Tensor]
+    distance: Callable[[Tensor, Tensor], Tensor]
 
 
 def _yes_no_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -115,10 +126,43 @@ def _one_of_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(logits[known], labels[known, 0].long())
 
 
+TEMPERATURE = 2.0
+"""How far answers are softened before they are compared, as Li and Hoiem 2016 do."""
+
+
+def _yes_no_distance(logits: Tensor, earlier: Tensor) -> Tensor:
+    """Average the Kullback-Leibler divergence of each answer from the earlier one, both softened."""
+    earlier = torch.sigmoid(earlier / TEMPERATURE)
+    apart = functional.binary_cross_entropy_with_logits(logits / TEMPERATURE, earlier)
+    return apart - functional.binary_cross_entropy(earlier, earlier)
+
+
+def _one_of_distance(logits: Tensor, earlier: Tensor) -> Tensor:
+    """Average the Kullback-Leibler divergence of each study's answer from the earlier one, both softened."""
+    said = torch.log_softmax(logits / TEMPERATURE, dim=1)
+    return functional.kl_div(said, torch.softmax(earlier / TEMPERATURE, dim=1), reduction="batchmean")
+
+
+def _given_classes(labels: Tensor, columns: int) -> Tensor:
+    known = labels[~labels.isnan()].long()
+    return torch.bincount(known, minlength=columns) > 0
+
+
+YES_NO = TaskTraining(
+    activate=torch.sigmoid,
+    loss=_yes_no_loss,
+    columns=lambda labels, columns: ~labels.isnan().all(dim=0),
+    distance=_yes_no_distance,
+)
 TRAINING: dict[Task, TaskTraining] = {
-    Task.BINARY: TaskTraining(activate=torch.sigmoid, loss=_yes_no_loss),
-    Task.MULTI_CLASS: TaskTraining(activate=lambda logits: torch.softmax(logits, dim=1), loss=_one_of_loss),
-    Task.MULTI_LABEL: TaskTraining(activate=torch.sigmoid, loss=_yes_no_loss),
+    Task.BINARY: YES_NO,
+    Task.MULTI_CLASS: TaskTraining(
+        activate=lambda logits: torch.softmax(logits, dim=1),
+        loss=_one_of_loss,
+        columns=_given_classes,
+        distance=_one_of_distance,
+    ),
+    Task.MULTI_LABEL: YES_NO,
 }
 
 

@@ -323,7 +323,7 @@ def _end_epoch(training: _Training, learner: Learner, place: str) -> None:
 def _teller(training: _Training, learner: Learner) -> Callable[[int, int, float], None]:
     """Make what is called after every step: it holds the limits, and tells of the last step and now and then one."""
     course, told = training.course, 0.0
-    epochs, protecting = course.policy.epochs, learner.protecting
+    epochs = course.policy.epochs
 
     def tell(step: int, steps: int, loss: float) -> None:
         nonlocal told
@@ -332,8 +332,8 @@ def _teller(training: _Training, learner: Learner) -> Callable[[int, int, float]
         if now - told >= TELL_SECONDS or step == steps:
             told = now
             epoch = -(-step * epochs // steps)
-            text = f"Training ({course.strategy}): loss {loss:.3f}, epoch {epoch} of {epochs}, protecting {protecting}"
-            course.progress(text, step, steps)
+            text = f"Training ({course.strategy}): loss {loss:.3f}, epoch {epoch} of {epochs}"
+            course.progress(f"{text}, {learner.protecting or 'protecting nothing of before'}", step, steps)
 
     return tell
 

@@ -8,28 +8,24 @@ matter, exactly as after training. With ``continual.strategies`` the only file t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from avalanche.benchmarks.scenarios.dataset_scenario import benchmark_from_datasets
-from avalanche.benchmarks.utils import AvalancheDataset, make_avalanche_dataset
-from avalanche.benchmarks.utils.data_attribute import TaskLabels
-from avalanche.benchmarks.utils.flat_data import ConstantSequence
 from avalanche.logging import BaseLogger
 from avalanche.training.plugins import EvaluationPlugin, SupervisedPlugin
-from avalanche.training.supervised import Naive
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 
 from continual.adapters import TRAINING, AdaptedTail, Adapter
-from continual.checkpoints import StageStanding, put_weights, under
+from continual.checkpoints import StageStanding, part_of, put_weights, under
 from continual.early_stopping import BestSoFar
 from continual.experiences import Experience
 from continual.plans import AdaptationPolicy
-from continual.strategies import STRATEGIES, PatientBalancedMemory
+from continual.strategies import STRATEGIES, Setting
+from continual.study_loop import StudyLoop
+from monitor.tasks import TASKS
 
 EpochDone = Callable[[int, int, float], None]
 """Told epoch, epochs and mean loss."""
@@ -70,17 +66,19 @@ class Learner:
         if strategy not in STRATEGIES:
             raise ValueError(f"unknown strategy {strategy!r}; there are {', '.join(STRATEGIES)}")
         self._policy = policy
-        self._strategy = strategy
-        self._stages = 0
-        self._memory = PatientBalancedMemory(policy.memory_size) if strategy == "replay" else None
+        self._task = TRAINING[adapter.card.task]
+        self._columns = TASKS[adapter.card.task].score_columns(adapter.card.classes)
+        self._strategy = STRATEGIES[strategy](Setting(adapter=adapter, policy=policy))
         self._watch = _Watch(policy.gradient_bound)
         model = _TrainableOnly(adapter.network)
         self._avalanche = _Loop(
+            seed=policy.seed,
+            columns=self._columns,
             model=model,
             optimizer=torch.optim.AdamW(model.parameters(), lr=policy.learning_rate, weight_decay=0.01),
-            criterion=TRAINING[adapter.card.task].loss,
+            criterion=self._task.loss,
             train_mb_size=policy.batch_size,
-            plugins=[*STRATEGIES[strategy](policy, self._memory), _CosineDecay(policy), self._watch],
+            plugins=[*self._strategy.plugins, _CosineDecay(policy), self._watch],
             evaluator=EvaluationPlugin(loggers=[BaseLogger()]),  # one that says nothing; with none it warns,
         )
         self._avalanche.patience = policy.early_stopping.patience
@@ -88,7 +86,7 @@ class Learner:
     @property
     def memory_studies(self) -> int:
         """Count the studies in the rehearsal memory."""
-        return len(self._memory.buffer) if self._memory is not None else 0
+        return len(self._strategy.memory) if self._strategy.memory is not None else 0
 
     @property
     def kept_epoch(self) -> int:
@@ -97,32 +95,49 @@ class Learner:
 
     @property
     def protecting(self) -> str:
-        """Say in a few words what the strategy protects from being forgotten."""
-        if self._memory is not None:
-            return f"{self.memory_studies} studies of before, by rehearsal"
-        return {"ewc": "the weights that mattered before"}.get(self._strategy, "nothing of before")
+        """Say what keeps the past from being forgotten; empty where nothing does."""
+        return " and ".join(filter(None, (plugin.protecting() for plugin in self._strategy.plugins)))
 
     def state(self) -> dict[str, Tensor]:
-        """Give what the strategy has gathered within the stage that is being learned, by name."""
-        return {}
+        """Give what the strategy has measured, to go on at this epoch's or stage's end; not weights or optimizer.
 
-    def restore_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what ``state`` gave."""
+        To go on: make a learner alike, `recall` the stages that are finished, `restore_state`, and learn.
+        What a recall finds again (the memory's studies, the laws of embeddings) is not in it.
+        """
+        return {
+            f"{type(plugin).__name__}.{name}": value.detach().clone()
+            for plugin in self._strategy.plugins
+            for name, value in plugin.state().items()
+        }
+
+    def restore_state(self, state: dict[str, Tensor]) -> None:
+        """Take up what `state` gave, after the stages that were finished by then were recalled.
+
+        Raises:
+            ValueError: the state is of another strategy, other stages or another adapter.
+        """
+        parts: dict[str, dict[str, Tensor]] = {type(plugin).__name__: {} for plugin in self._strategy.plugins}
+        for name, value in state.items():
+            owner, _, rest = name.partition(".")
+            if owner not in parts:
+                raise ValueError(f"the state has {name!r}, which this strategy does not keep; use the run's own state")
+            parts[owner][rest] = value
+        for plugin in self._strategy.plugins:
+            plugin.restore(parts[type(plugin).__name__])
 
     def standing(self) -> StageStanding:
         """Tell where the stage that is being learned stands; to be asked after an epoch, from ``epoch_done``."""
         best, parameters = self._avalanche.best, dict(self._avalanche.model.named_parameters())
         optimizer = self._avalanche.optimizer.state
         moments = {f"{name}/{key}": v for name, p in parameters.items() for key, v in optimizer.get(p, {}).items()}
+        tensors = under("weights", parameters) | under("optimizer", moments) | under("best", best.weights)
+        tensors |= under("strategy", self.state())
         return StageStanding(
             epoch=len(self._watch.losses),
             losses=tuple(self._watch.losses),
             best_loss=best.loss,
             waited=best.waited,
-            tensors=under("weights", parameters)
-            | under("optimizer", moments)
-            | under("best", best.weights)
-            | under("strategy", self.state()),
+            tensors={name: value.detach().clone() for name, value in tensors.items()},
         )
 
     def recall(self, experience: Experience) -> None:
@@ -157,24 +172,18 @@ class Learner:
         return tuple(self._watch.losses)
 
     def _show(self, experience: Experience, lesson: Lesson) -> None:
-        generator = np.random.default_rng([self._policy.seed, self._stages])
-        if self._memory is not None:
-            self._memory.expect(experience, generator)
-        done = lesson.resumed.epoch if lesson.resumed else 0
+        loop = self._avalanche
+        if self._strategy.memory is not None:
+            generator = np.random.default_rng([self._policy.seed, loop.stage])
+            self._strategy.memory.expect(experience, generator)
+        if lesson.resumed is not None:
+            self.restore_state(lesson.resumed.part("strategy"))
+        tokens, labels = torch.from_numpy(experience.tokens), torch.from_numpy(experience.labels)
         self._watch.start(lesson)
-        self._avalanche.start(lesson, seeds=(self._policy.seed, self._stages), restore_state=self.restore_state)
-        over = lesson.validation is not None and self._avalanche.best.is_over
-        self._avalanche.train_epochs = 0 if over else lesson.epochs - done
+        loop.start(lesson)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(generator.integers(2**31)))
-            self._avalanche.train(benchmark_from_datasets(train=[_dataset(experience)]).train_stream)
-        self._avalanche.model.eval()
-        self._stages += 1
-
-
-def _dataset(experience: Experience) -> AvalancheDataset:
-    tensors = TensorDataset(torch.from_numpy(experience.tokens), torch.from_numpy(experience.labels))
-    return make_avalanche_dataset(tensors, data_attributes=[TaskLabels(ConstantSequence(0, len(experience)))])
+            loop.show((tokens, labels), self._task.columns(labels, self._columns))
+        loop.model.eval()
 
 
 class _TrainableOnly(nn.Module):
@@ -192,17 +201,19 @@ class _TrainableOnly(nn.Module):
         return ((n, p) for n, p in super().named_parameters(*arguments, **options) if p.requires_grad)
 
 
-class _Loop(Naive):  # type: ignore[misc]
-    """Avalanche's loop, with a seed for every epoch, the way back into a stage, and the best epoch kept in the end."""
+class _Loop(StudyLoop):
+    """The loop with a way back into a stage, and the best epoch kept in the end."""
 
     patience = 0
 
-    def start(self, lesson: Lesson, *, seeds: tuple[int, int], restore_state: Callable[[Any], None]) -> None:
+    def start(self, lesson: Lesson) -> None:
         """Prepare for the stage that is shown next."""
-        self._lesson, self._seeds, self._restore_state = lesson, seeds, restore_state
-        self.best = BestSoFar(self.patience)
+        self._lesson, self.best, done = lesson, BestSoFar(self.patience), 0
         if (resumed := lesson.resumed) is not None:
             self.best = BestSoFar(self.patience, resumed.best_loss, resumed.waited, resumed.part("best"))
+            done = resumed.epoch
+        over = lesson.validation is not None and self.best.is_over
+        self.train_epochs = 0 if over else lesson.epochs - done
 
     def _before_training_exp(self, **kwargs: Any) -> None:
         """Go on where a checkpoint left off, after every plugin has set itself up."""
@@ -213,17 +224,10 @@ class _Loop(Naive):  # type: ignore[misc]
         put_weights(parameters, resumed.part("weights"))
         moments = resumed.part("optimizer")
         for name, parameter in parameters.items():
-            mine = {key.rsplit("/", 1)[1]: v.clone() for key, v in moments.items() if key.rsplit("/", 1)[0] == name}
-            if mine:
-                self.optimizer.state[parameter] = mine
-        self._restore_state(resumed.part("strategy"))
+            if mine := part_of(moments, name):
+                self.optimizer.state[parameter] = {key: value.clone() for key, value in mine.items()}
         self.clock.train_exp_epochs = resumed.epoch
         self.clock.train_exp_iterations = resumed.epoch * len(self.dataloader)
-
-    def _before_training_epoch(self, **kwargs: Any) -> None:
-        seed = np.random.default_rng([*self._seeds, self.clock.train_exp_epochs]).integers(2**31)
-        torch.manual_seed(int(seed))
-        super()._before_training_epoch(**kwargs)
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         """Keep the best epoch before the plugins measure what matters in it."""

@@ -64,11 +64,14 @@ class AdaptationPolicy(BaseModel):
     batch_size: int = Field(32, ge=2)
     learning_rate: float = Field(1e-3, gt=0)
     memory_size: int = Field(150, ge=1, description="studies kept for rehearsal")
-    ewc_strength: float = Field(
-        10_000.0, gt=0, description="EWC's lambda; importances are squared gradients of batch means, hence its size"
-    )
+    ewc_strength: float = Field(1.0, gt=0, description="EWC: weight of holding a weight of average importance")
+    lwf_strength: float = Field(2.0, gt=0, description="LwF: weight of keeping the earlier answers")
+    si_strength: float = Field(0.1, gt=0, description="SI: weight of holding what moving a weight has won")
+    der_alpha: float = Field(0.1, gt=0, description="DER: weight of the old logits of rehearsed studies")
+    der_beta: float = Field(0.5, gt=0, description="DER++: weight of the labels of rehearsed studies")
+    agem_sample: int = Field(64, ge=1, description="A-GEM: remembered studies that each step is checked against")
     gradient_bound: float = Field(
-        100.0, gt=0, description="a longer gradient is cut to this length; three epochs of nothing else: FAILED"
+        100.0, gt=0, description="a longer gradient is cut to this length; 50 such steps in a row: FAILED"
     )
     seed: int = 0
     early_stopping: EarlyStopping = EarlyStopping()

@@ -1,64 +1,112 @@
-"""Learning strategies by name: what each adds to Avalanche's plain loop, and the rehearsal memory they share."""
+"""Learning strategies by name: the plugins that each adds to Avalanche's plain loop.
+
+What each stores, costs and is good for stands in ``continual.strategy_cards``, under the same names.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from avalanche.benchmarks.utils import AvalancheDataset
-from avalanche.benchmarks.utils.utils import concat_datasets
-from avalanche.training.plugins import EWCPlugin, ReplayPlugin
-from avalanche.training.storage_policy import ExemplarsBuffer
-from numpy.typing import NDArray
-
-from continual.experiences import Experience, order_for_rehearsal, share_memory
+from continual.adapters import TRAINING, Adapter
+from continual.generative import GenerativeReplay
 from continual.plans import AdaptationPolicy
+from continual.regularisers import Distillation, ElasticWeights, PathIntegral
+from continual.rehearsal import (
+    Cumulative,
+    DarkExperience,
+    Everything,
+    GradientEpisodicMemory,
+    GreedyMemory,
+    PatientBalancedMemory,
+    Rehearsal,
+)
+
+__all__ = ["STRATEGIES", "PatientBalancedMemory", "Setting", "Strategy"]
 
 
-class PatientBalancedMemory(ExemplarsBuffer):  # type: ignore[misc]
-    """A rehearsal memory shared evenly over stages, balanced over labels and patients within each."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What a strategy is made for: an adapter, and the policy with its strengths."""
 
-    def __init__(self, max_size: int) -> None:
-        super().__init__(max_size)
-        self._kept: list[tuple[AvalancheDataset, NDArray[np.intp]]] = []
-        self._next: NDArray[np.intp] = np.empty(0, dtype=np.intp)
-
-    def expect(self, experience: Experience, generator: np.random.Generator) -> None:
-        """Rank the studies of the stage that is shown next."""
-        self._next = order_for_rehearsal(experience.labels, experience.patient_key, generator)
-
-    def update(self, strategy: Any, **kwargs: Any) -> None:
-        """Take in the stage that was shown, after its training."""
-        self._kept.append((strategy.experience.dataset, self._next))
-        self.resize(strategy, self.max_size)
-
-    def resize(self, strategy: Any, new_size: int) -> None:
-        """Keep the best ranked studies of every stage within the new size."""
-        self.max_size = new_size
-        shares = share_memory([len(ranking) for _, ranking in self._kept], new_size)
-        self.buffer = concat_datasets(
-            [
-                dataset.subset(ranking[:share].tolist())
-                for (dataset, ranking), share in zip(self._kept, shares, strict=True)
-            ]
-        )
+    adapter: Adapter
+    policy: AdaptationPolicy
 
 
-def _replay(policy: AdaptationPolicy, memory: PatientBalancedMemory | None) -> list[Any]:
-    return [ReplayPlugin(mem_size=policy.memory_size, storage_policy=memory)]
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """Plugins in the order in which Avalanche asks them, and the memory that they share, if any."""
+
+    plugins: tuple[Any, ...] = ()
+    memory: PatientBalancedMemory | None = None
 
 
-def _ewc(policy: AdaptationPolicy, memory: PatientBalancedMemory | None) -> list[Any]:
-    return [EWCPlugin(ewc_lambda=policy.ewc_strength)]
+def _replay(setting: Setting) -> Strategy:
+    memory = _memory(setting)
+    return Strategy((Rehearsal(memory),), memory)
 
 
-def _naive(policy: AdaptationPolicy, memory: PatientBalancedMemory | None) -> list[Any]:
-    return []
+def _ewc(setting: Setting) -> Strategy:
+    return Strategy((ElasticWeights(setting.policy.ewc_strength),))
 
 
-STRATEGIES: dict[str, Callable[[AdaptationPolicy, Any], list[Any]]] = {
-    "naive": _naive,
+def _lwf(setting: Setting) -> Strategy:
+    distance = TRAINING[setting.adapter.card.task].distance
+    return Strategy((Distillation(setting.policy.lwf_strength, distance),))
+
+
+def _agem(setting: Setting) -> Strategy:
+    memory = _memory(setting)
+    return Strategy((GradientEpisodicMemory(memory, setting.policy.agem_sample),), memory)
+
+
+def _der(setting: Setting) -> Strategy:
+    memory = _memory(setting)
+    return Strategy((DarkExperience(memory, setting.policy.der_alpha, 0.0),), memory)
+
+
+def _derpp(setting: Setting) -> Strategy:
+    memory = _memory(setting)
+    return Strategy((DarkExperience(memory, setting.policy.der_alpha, setting.policy.der_beta),), memory)
+
+
+def _gdumb(setting: Setting) -> Strategy:
+    memory = _memory(setting)
+    return Strategy((GreedyMemory(memory, setting.adapter.network.untrained()),), memory)
+
+
+def _cumulative(setting: Setting) -> Strategy:
+    memory = Everything()
+    return Strategy((Cumulative(memory),), memory)
+
+
+def _both(first: Callable[[Setting], Strategy], second: Callable[[Setting], Strategy]) -> Callable[[Setting], Strategy]:
+    """Put the plugins of two strategies into one; only the first may have a memory."""
+
+    def make(setting: Setting) -> Strategy:
+        one, other = first(setting), second(setting)
+        return Strategy((*one.plugins, *other.plugins), one.memory)
+
+    return make
+
+
+def _memory(setting: Setting) -> PatientBalancedMemory:
+    return PatientBalancedMemory(setting.policy.memory_size)
+
+
+STRATEGIES: dict[str, Callable[[Setting], Strategy]] = {
+    "naive": lambda setting: Strategy(),
     "replay": _replay,
     "ewc": _ewc,
+    "lwf": _lwf,
+    "si": lambda setting: Strategy((PathIntegral(setting.policy.si_strength),)),
+    "agem": _agem,
+    "der": _der,
+    "derpp": _derpp,
+    "gdumb": _gdumb,
+    "cumulative": _cumulative,
+    "generative": lambda setting: Strategy((GenerativeReplay(),)),
+    "replay_ewc": _both(_replay, _ewc),
+    "replay_lwf": _both(_replay, _lwf),
 }

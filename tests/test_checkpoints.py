@@ -1,4 +1,4 @@
-"""Checkpoints: what is written is read back to the bit, and nothing but an earlier part of the same run is gone on with."""
+"""Checkpoints: what is written is read back to the bit, and only an earlier part of the same run is gone on with."""
 
 import errno
 import os

@@ -154,7 +154,6 @@ def test_killed_at_random_moments_and_resumed_it_is_the_same_adapter(
         assert is_untouched(home, planned)
         assert not checkpoints_of(home)
         shutil.rmtree(home)
-    print(took, kills, later)
     assert later >= KILLS // 3, "hardly ever was there an epoch to go on from: the test proves nothing"
 
 
