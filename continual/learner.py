@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from avalanche.training.plugins import SupervisedPlugin
 from torch import Tensor, nn
 
 from continual.adapters import TRAINING, AdaptedTail, Adapter
-from continual.analytic_learner import AnalyticLearner
+from continual.checkpoints import StageStanding, part_of, put_weights, under
+from continual.early_stopping import BestSoFar
 from continual.experiences import Experience
 from continual.plans import AdaptationPolicy
 from continual.strategies import STRATEGIES, Setting
@@ -25,35 +27,52 @@ from continual.study_loop import StudyLoop
 from monitor.tasks import TASKS
 
 EpochDone = Callable[[int, int, float], None]
+"""Told epoch, epochs and mean loss."""
+StepDone = Callable[[int, int, float], None]
+"""Told step, steps of the whole stage, and the loss of the step's batch."""
+CUTS_IN_A_ROW = 50
+LOST_IN_A_ROW = 3
+JUDGED_AT_ONCE = 256
 
 
 class TrainingDiverged(ArithmeticError):
-    """The loss became infinite or not a number."""
+    """The loss or the gradient became infinite or not a number, or the gradient grew without end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lesson:
+    """One showing of a stage: how many epochs at most, what judges each of them, where to go on, whom to tell."""
+
+    epochs: int
+    validation: Experience | None = None
+    resumed: StageStanding | None = None
+    epoch_done: EpochDone = lambda epoch, epochs, loss: None
+    step_done: StepDone = lambda step, steps, loss: None
 
 
 class Learner:
     """One adapter in training with one strategy; stages are shown in order with ``recall`` and ``learn``.
 
-    Training changes the adapter in place. Every stage draws from its own seeded generator, so the
-    result does not depend on anything else in the process, and the global generator is left alone.
+    Training changes the adapter in place. Every stage and every epoch draws from its own seeded generator,
+    so the result does not depend on anything else in the process, a training can go on after any epoch,
+    and the global generator is left alone.
 
     Raises:
-        ValueError: unknown strategy.
+        ValueError: unknown strategy, or an adapter that is not trained by gradient.
     """
 
     def __init__(self, adapter: Adapter, *, strategy: str, policy: AdaptationPolicy) -> None:
         if strategy not in STRATEGIES:
             raise ValueError(f"unknown strategy {strategy!r}; there are {', '.join(STRATEGIES)}")
-        self._analytic = AnalyticLearner(adapter) if adapter.network.analytic() else None
-        if self._analytic is not None:
-            return  # learns in closed form, whatever the strategy
+        if adapter.network.analytic():
+            raise ValueError("an analytic adapter learns in closed form: start it with `start_learner`")
         self._policy = policy
         self._task = TRAINING[adapter.card.task]
         self._columns = TASKS[adapter.card.task].score_columns(adapter.card.classes)
         self._strategy = STRATEGIES[strategy](Setting(adapter=adapter, policy=policy))
-        self._watch = _LossWatch()
+        self._watch = _Watch(policy.gradient_bound)
         model = _TrainableOnly(adapter.network)
-        self._avalanche = StudyLoop(
+        self._avalanche = _Loop(
             seed=policy.seed,
             columns=self._columns,
             model=model,
@@ -63,19 +82,21 @@ class Learner:
             plugins=[*self._strategy.plugins, _CosineDecay(policy), self._watch],
             evaluator=_NoMetrics(),
         )
+        self._avalanche.patience = policy.early_stopping.patience
 
     @property
     def memory_studies(self) -> int:
         """Count the studies in the rehearsal memory."""
-        if self._analytic is not None:
-            return self._analytic.memory_studies
         return len(self._strategy.memory) if self._strategy.memory is not None else 0
+
+    @property
+    def kept_epoch(self) -> int:
+        """Tell which epoch of the stage that was learned last gave the weights: the last, or the best one."""
+        return len(self._watch.losses) - self._avalanche.best.waited
 
     @property
     def protecting(self) -> str:
         """Say what keeps the past from being forgotten; empty where nothing does."""
-        if self._analytic is not None:
-            return "everything learned so far, exactly"
         return " and ".join(filter(None, (plugin.protecting() for plugin in self._strategy.plugins)))
 
     def state(self) -> dict[str, Tensor]:
@@ -84,8 +105,6 @@ class Learner:
         To go on: make a learner alike, `recall` the stages that are finished, `restore_state`, and learn.
         What a recall finds again (the memory's studies, the laws of embeddings) is not in it.
         """
-        if self._analytic is not None:
-            return {}
         return {
             f"{type(plugin).__name__}.{name}": value.detach().clone()
             for plugin in self._strategy.plugins
@@ -98,8 +117,6 @@ class Learner:
         Raises:
             ValueError: the state is of another strategy, other stages or another adapter.
         """
-        if self._analytic is not None:
-            return
         parts: dict[str, dict[str, Tensor]] = {type(plugin).__name__: {} for plugin in self._strategy.plugins}
         for name, value in state.items():
             owner, _, rest = name.partition(".")
@@ -109,34 +126,65 @@ class Learner:
         for plugin in self._strategy.plugins:
             plugin.restore(parts[type(plugin).__name__])
 
+    def standing(self) -> StageStanding:
+        """Tell where the stage that is being learned stands; to be asked after an epoch, from ``epoch_done``."""
+        best, parameters = self._avalanche.best, dict(self._avalanche.model.named_parameters())
+        optimizer = self._avalanche.optimizer.state
+        moments = {f"{name}/{key}": v for name, p in parameters.items() for key, v in optimizer.get(p, {}).items()}
+        tensors = under("weights", parameters) | under("optimizer", moments) | under("best", best.weights)
+        tensors |= under("strategy", self.state())
+        return StageStanding(
+            epoch=len(self._watch.losses),
+            losses=tuple(self._watch.losses),
+            best_loss=best.loss,
+            waited=best.waited,
+            tensors={name: value.detach().clone() for name, value in tensors.items()},
+        )
+
     def recall(self, experience: Experience) -> None:
         """Show a stage that the adapter has learned already: nothing is trained."""
-        if self._analytic is not None:
-            self._analytic.recall(experience)
-            return
-        self._show(experience, epochs=0, epoch_done=lambda epoch, epochs, loss: None)
+        self._show(experience, Lesson(epochs=0))
 
-    def learn(self, experience: Experience, epoch_done: EpochDone) -> tuple[float, ...]:
-        """Train on a stage; ``epoch_done`` is told epoch, epochs and mean loss. Returns the mean losses.
+    def learn(
+        self,
+        experience: Experience,
+        epoch_done: EpochDone,
+        *,
+        validation: Experience | None = None,
+        resumed: StageStanding | None = None,
+        step_done: StepDone = lambda step, steps, loss: None,
+    ) -> tuple[float, ...]:
+        """Train on a stage, or go on with it. Returns the mean loss of each epoch.
+
+        With a ``validation`` stage of other patients, training stops when their loss has not fallen for the
+        policy's patience, and the weights of the best epoch are kept.
 
         Raises:
-            TrainingDiverged: the loss is not finite.
+            TrainingDiverged: the loss or the gradient is not finite, or the gradient stays too long.
         """
-        if self._analytic is not None:
-            return self._analytic.learn(experience, epoch_done)
-        self._show(experience, epochs=self._policy.epochs, epoch_done=epoch_done)
+        lesson = Lesson(
+            epochs=self._policy.epochs,
+            validation=validation,
+            resumed=resumed,
+            epoch_done=epoch_done,
+            step_done=step_done,
+        )
+        self._show(experience, lesson)
         return tuple(self._watch.losses)
 
-    def _show(self, experience: Experience, *, epochs: int, epoch_done: EpochDone) -> None:
+    def _show(self, experience: Experience, lesson: Lesson) -> None:
+        loop = self._avalanche
         if self._strategy.memory is not None:
-            generator = np.random.default_rng([self._policy.seed, self._avalanche.stage])
+            generator = np.random.default_rng([self._policy.seed, loop.stage])
             self._strategy.memory.expect(experience, generator)
+        if lesson.resumed is not None:
+            self.restore_state(lesson.resumed.part("strategy"))
         tokens, labels = torch.from_numpy(experience.tokens), torch.from_numpy(experience.labels)
-        self._watch.start(epochs, epoch_done)
-        self._avalanche.train_epochs = epochs
+        self._watch.start(lesson)
+        loop.start(lesson)
         with torch.random.fork_rng(devices=[]):
-            self._avalanche.show((tokens, labels), self._task.columns(labels, self._columns))
-        self._avalanche.model.eval()
+            loop.show((tokens, labels), self._task.columns(labels, self._columns))
+        loop.model.eval()
 
 
 class _TrainableOnly(nn.Module):
@@ -161,6 +209,58 @@ class _NoMetrics(SupervisedPlugin):  # type: ignore[misc]
         return {}
 
 
+class _Loop(StudyLoop):
+    """The loop with a way back into a stage, and the best epoch kept in the end."""
+
+    patience = 0
+
+    def start(self, lesson: Lesson) -> None:
+        """Prepare for the stage that is shown next."""
+        self._lesson, self.best, done = lesson, BestSoFar(self.patience), 0
+        if (resumed := lesson.resumed) is not None:
+            self.best = BestSoFar(self.patience, resumed.best_loss, resumed.waited, resumed.part("best"))
+            done = resumed.epoch
+        over = lesson.validation is not None and self.best.is_over
+        self.train_epochs = 0 if over else lesson.epochs - done
+
+    def _before_training_exp(self, **kwargs: Any) -> None:
+        """Go on where a checkpoint left off, after every plugin has set itself up."""
+        super()._before_training_exp(**kwargs)
+        if (resumed := self._lesson.resumed) is None:
+            return
+        parameters = dict(self.model.named_parameters())
+        put_weights(parameters, resumed.part("weights"))
+        moments = resumed.part("optimizer")
+        for name, parameter in parameters.items():
+            if mine := part_of(moments, name):
+                self.optimizer.state[parameter] = {key: value.clone() for key, value in mine.items()}
+        self.clock.train_exp_epochs = resumed.epoch
+        self.clock.train_exp_iterations = resumed.epoch * len(self.dataloader)
+
+    def _after_training_exp(self, **kwargs: Any) -> None:
+        """Keep the best epoch before the plugins measure what matters in it."""
+        if self.best.weights:
+            put_weights(dict(self.model.named_parameters()), self.best.weights)
+        super()._after_training_exp(**kwargs)
+
+    @torch.no_grad()
+    def judge_epoch(self) -> None:
+        """Measure the loss on the patients set aside; stop if it has not fallen for too long."""
+        if (aside := self._lesson.validation) is None:
+            return
+        self.model.eval()
+        total = 0.0
+        for start in range(0, len(aside), JUDGED_AT_ONCE):
+            part = slice(start, start + JUDGED_AT_ONCE)
+            logits = self.model(torch.from_numpy(aside.tokens[part]).to(self.device))
+            loss = self._criterion(logits, torch.from_numpy(aside.labels[part]).to(self.device))
+            total += float(loss) * len(logits)
+        self.model.train()
+        self.best.look(total / len(aside), dict(self.model.named_parameters()))
+        if self.best.is_over:
+            self.stop_training()
+
+
 class _CosineDecay(SupervisedPlugin):  # type: ignore[misc]
     """Let the learning rate of each stage fall to 0 along a cosine (Loshchilov and Hutter 2017).
 
@@ -178,13 +278,22 @@ class _CosineDecay(SupervisedPlugin):  # type: ignore[misc]
             group["lr"] = self._rate * (1 + math.cos(math.pi * done)) / 2
 
 
-class _LossWatch(SupervisedPlugin):  # type: ignore[misc]
-    """Keep the mean loss of each epoch, tell it, and stop at a loss that is not finite."""
+class _Watch(SupervisedPlugin):  # type: ignore[misc]
+    """Keep the mean loss of each epoch, tell it, and stop at a loss or a gradient that runs away.
 
-    def start(self, epochs: int, epoch_done: EpochDone) -> None:
-        self.losses: list[float] = []
-        self._epochs, self._epoch_done = epochs, epoch_done
+    A gradient longer than the bound is cut to it (Pascanu, Mikolov and Bengio 2013); one that is not
+    finite moves nothing.
+    """
+
+    def __init__(self, gradient_bound: float) -> None:
+        super().__init__()
+        self._bound = gradient_bound
+
+    def start(self, lesson: Lesson) -> None:
+        self.losses: list[float] = list(lesson.resumed.losses) if lesson.resumed else []
+        self._lesson = lesson
         self._batches: list[float] = []
+        self._cut = self._lost = 0
 
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
         loss = float(strategy.loss.detach())
@@ -192,7 +301,32 @@ class _LossWatch(SupervisedPlugin):  # type: ignore[misc]
             raise TrainingDiverged(f"the loss became {loss} in epoch {len(self.losses) + 1}; lower learning_rate")
         self._batches.append(loss)
 
+    def before_update(self, strategy: Any, **kwargs: Any) -> None:
+        """Cut the gradient; the last word before a step, after what strategies do to it."""
+        parameters = [p for group in strategy.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        length = float(nn.utils.clip_grad_norm_(parameters, self._bound))
+        self._cut = self._cut + 1 if length > self._bound else 0
+        self._lost = 0 if math.isfinite(length) else self._lost + 1
+        if self._lost:
+            strategy.optimizer.zero_grad()
+        epoch = len(self.losses) + 1
+        if self._lost == LOST_IN_A_ROW:
+            raise TrainingDiverged(
+                f"the gradient was not finite in {LOST_IN_A_ROW} steps in a row in epoch {epoch}; lower learning_rate"
+            )
+        if self._cut == CUTS_IN_A_ROW:
+            raise TrainingDiverged(
+                f"the gradient was longer than {self._bound:g} in {CUTS_IN_A_ROW} steps in a row, {length:.3g} in the "
+                f"last of them, in epoch {epoch}; lower learning_rate, or raise gradient_bound if you know why"
+            )
+
+    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        steps = len(strategy.dataloader)
+        done = len(self.losses) * steps + len(self._batches)
+        self._lesson.step_done(done, self._lesson.epochs * steps, self._batches[-1])
+
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         self.losses.append(float(np.mean(self._batches)))
         self._batches = []
-        self._epoch_done(len(self.losses), self._epochs, self.losses[-1])
+        strategy.judge_epoch()
+        self._lesson.epoch_done(len(self.losses), self._lesson.epochs, self.losses[-1])

@@ -21,10 +21,33 @@ class Treatment(StrEnum):
 
 
 class RunState(StrEnum):
-    """How a run ended."""
+    """How a run ended: with an adapter; because nothing could be learned; or cut short, so that it can be resumed."""
 
     FINISHED = "FINISHED"
     FAILED = "FAILED"
+    STOPPED = "STOPPED"
+
+
+class RunLimits(BaseModel):
+    """How much a run may take. Beyond a limit it is STOPPED and keeps nothing, but can be resumed with a larger one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    minutes: float = Field(120, gt=0, description="of training, counted over every resumption")
+    megabytes: int = Field(16_000, ge=1, description="of this process; estimated before the start and watched after it")
+    epochs: int = Field(1_000, ge=1, description="over all stages that are learned")
+
+
+class EarlyStopping(BaseModel):
+    """Stop a stage that no longer gets better for patients set aside from learning, and keep its best weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    share: float = Field(0.15, gt=0, lt=1, description="of a stage's patients that are set aside")
+    minimum_patients: int = Field(
+        60, ge=2, description="set aside, or all are learned from and every epoch is run: fewer would choose by chance"
+    )
+    patience: int = Field(3, ge=0, description="epochs without a better loss before it stops; 0: never, nobody aside")
 
 
 AdapterKind = Literal["head", "lora", "bottleneck", "prompt", "norm", "analytic"]
@@ -69,12 +92,17 @@ class AdaptationPolicy(BaseModel):
     der_alpha: float = Field(0.2, gt=0, description="DER: weight of the old logits of rehearsed studies")
     der_beta: float = Field(0.5, gt=0, description="DER++: weight of the labels of rehearsed studies")
     agem_sample: int = Field(64, ge=1, description="A-GEM: remembered studies that each step is checked against")
+    gradient_bound: float = Field(
+        100.0, gt=0, description="a longer gradient is cut to this length; 50 such steps in a row: FAILED"
+    )
     seed: int = 0
+    early_stopping: EarlyStopping = EarlyStopping()
+    limits: RunLimits = RunLimits()
 
     @property
     def recipe(self) -> str:
         """Identify what shapes a training, apart from strategy and data, by six hexadecimal digits."""
-        shaping = self.model_dump(mode="json", exclude={"strategies", "drifted_windows", "minimum_labels"})
+        shaping = self.model_dump(mode="json", exclude={"strategies", "drifted_windows", "minimum_labels", "limits"})
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:6]
 
 
@@ -117,7 +145,8 @@ class AdaptationRun:
     undefined); ``experiences`` names them. ``forgetting`` is the largest drop from the best
     earlier figure, averaged over the earlier experiences; ``backward_transfer`` the average
     change of earlier experiences since they were learned; ``forward_transfer`` the average
-    figure on an experience before it is learned, minus 0.5.
+    figure on an experience before it is learned, minus 0.5. ``notes`` tell what a reader should know of
+    the training, a sentence each.
     """
 
     plan_id: str
@@ -140,6 +169,7 @@ class AdaptationRun:
     memory_studies: int
     n_learned: int
     seconds: float
+    notes: tuple[str, ...] = ()
 
     @property
     def run_id(self) -> str:

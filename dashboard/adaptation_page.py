@@ -37,7 +37,7 @@ def show() -> None:
     elif finished:
         _show_comparison(finished, records.decisions(model))
     for run in runs:
-        if run.state is RunState.FAILED:
+        if run.state is not RunState.FINISHED:
             st.error(plain(tell_run(run)), icon=":material/error:")
     if finished:
         _show_one(finished)

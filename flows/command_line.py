@@ -267,23 +267,34 @@ def plan(by: Who, model: Model = "", directory: Directory = Path(), as_json: AsJ
 
 @application.command(rich_help_panel=TREAT)
 def adapt(
-    plan_id: Annotated[str, typer.Argument(help="The plan, as `wardround plan` named it.")],
+    plan_id: Annotated[
+        str, typer.Argument(help="The plan, as `wardround plan` named it; may be left out with --resume.")
+    ] = "",
     strategy: Annotated[
         list[str] | None,
         typer.Option(help=f"{', '.join(CARDS)}; README says which to use when. Default: all the plan names."),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Finish whatever was cut short by a crash, a limit or Ctrl-C.")
+    ] = False,
+    anew: Annotated[bool, typer.Option("--anew", help="Forget what was cut short, and begin again.")] = False,
     directory: Directory = Path(),
     as_json: AsJson = False,
 ) -> None:
-    """Train adapters for a plan and measure what each strategy kept and lost. The champion is not touched."""
-    with _opened(directory) as ward:
-        from flows.screens import show_runs
-        from flows.treating import treat
+    """Train adapters for a plan and measure what each strategy kept and lost. The champion is not touched.
 
-        proposed = ward.records.plan(plan_id)
-        now = datetime.now(UTC)
-        runs = [treat(ward, proposed, name, at=now) for name in strategy or proposed.strategies]
+    A training that was cut short goes on after its last whole epoch and ends in the very same adapter.
+    Exit code 5 when a training failed or was stopped.
+    """
+    with _opened(directory) as ward:
+        from flows.adapting import Request, adapt_all
+        from flows.screens import show_runs
+
+        request = Request(plan_id=plan_id, strategies=tuple(strategy or ()), resume=resume, anew=anew)
+        runs = adapt_all(ward, request, at=datetime.now(UTC), tell=_tell_aside)
         _show(as_json, runs, show_runs)
+        if any(run.state != "FINISHED" for run in runs):
+            raise typer.Exit(5)
 
 
 @application.command(rich_help_panel=TREAT)
@@ -467,6 +478,10 @@ def _model(ward: Any, name: str) -> str:
 
 def _told(change: Any) -> dict[str, Any]:
     return {name: getattr(change, name) for name in ("description", "strength", "needs", "asks", "takes")}
+
+
+def _tell_aside(text: str) -> None:
+    warnings_screen.print(text, markup=False, highlight=False)
 
 
 def _tell_promotion(done: Any) -> None:

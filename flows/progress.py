@@ -17,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 
 Progress = Callable[[str, int, int], None]
 
@@ -38,8 +39,8 @@ def show_progress(console: Console) -> Iterator[Progress]:
         return
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
+        TextColumn("{task.description}", table_column=Column(min_width=20)),  # wraps: figures beside it stay whole
+        BarColumn(bar_width=20, table_column=Column(no_wrap=True)),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
@@ -50,9 +51,9 @@ def show_progress(console: Console) -> Iterator[Progress]:
 
         def tell(what: str, done: int, total: int) -> None:
             nonlocal label
-            if what != label:
-                bars.reset(shown)
-                label = what
+            if _step(what) != label:  # what was done before this step began says nothing about its speed
+                bars.reset(shown, completed=done, total=total or None)
+                label = _step(what)
             bars.update(shown, description=what, completed=done, total=total or None)
 
         with _set(tell):
@@ -68,13 +69,18 @@ def _set(progress: Progress) -> Iterator[Progress]:
         current_progress.reset(token)
 
 
+def _step(what: str) -> str:
+    """Name the step that is told of: what stands before a colon; behind it stands how it is going."""
+    return what.split(":", maxsplit=1)[0]
+
+
 def _tell_lines(console: Console) -> Progress:
     """Write one line a step, and at most one every ten seconds within a step: a log file stays readable."""
     last = ("", 0.0)
 
     def tell(what: str, done: int, total: int) -> None:
         nonlocal last
-        name = what.split(":", maxsplit=1)[0]
+        name = _step(what)
         if name == last[0] and time.monotonic() - last[1] < 10:
             return
         last = (name, time.monotonic())

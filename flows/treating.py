@@ -12,13 +12,17 @@ from numpy.typing import NDArray
 
 from continual.adapter_card import Reads
 from continual.adapters import SUFFIX
-from continual.adapting import Experience, adapt
+from continual.adapting import AdaptationInterrupted, Experience, adapt, not_begun
+from continual.feature_store import FeaturesMissing
+from continual.limits import RunStopped, check_room
 from continual.planning import plan_adaptation
 from continual.plans import AdaptationPlan, AdaptationRun, RunState, Treatment
+from flows.unfinished import checkpoint_of, forget_checkpoints
 from flows.ward import (
     StepRefused,
     Ward,
     adapter_of,
+    backbone_of,
     inputs_of,
     load_role,
     score_with,
@@ -68,7 +72,8 @@ def propose(ward: Ward, model: str, *, by: str, at: datetime) -> AdaptationPlan 
 def treat(ward: Ward, plan: AdaptationPlan, strategy: str, *, at: datetime) -> AdaptationRun:
     """Train the champion's adapter further with one strategy on the plan's windows, and keep the run.
 
-    A run that finished stands and is not trained again, unless its adapter's file was lost.
+    A run that finished stands and is not trained again, unless its adapter's file was lost. One that was cut
+    short, by a crash, a limit or a person, goes on after its last whole epoch and ends in the same adapter.
     """
     if plan.treatment is not Treatment.UPDATE_ADAPTER:
         raise StepRefused(f"{plan.plan_id} says “{plan.treatment}”: there is nothing to train")
@@ -76,14 +81,32 @@ def treat(ward: Ward, plan: AdaptationPlan, strategy: str, *, at: datetime) -> A
     if champion is None or champion.version != plan.champion_version:
         raise StepRefused(f"{plan.plan_id} was made for version {plan.champion_version}, which is not live; plan again")
     if (known := _finished_run(ward, plan, strategy)) is not None:
+        forget_checkpoints(ward, plan, strategy)
         return known
-    stages = stages_of(ward, plan)
-    start = adapter_of(ward, plan.model, champion.adapter_sha256)
+    try:
+        run = _train(ward, plan, strategy, champion.adapter_sha256)
+    except AdaptationInterrupted as stop:
+        ward.records.save_run(stop.run, at)
+        raise
+    ward.records.save_run(run, at)
+    if run.state is not RunState.STOPPED:
+        forget_checkpoints(ward, plan, strategy)
+    return run
+
+
+def _train(ward: Ward, plan: AdaptationPlan, strategy: str, champion_sha256: str) -> AdaptationRun:
+    start, stages = adapter_of(ward, plan.model, champion_sha256), stages_of(ward, plan)
     reads = start.card.reads
+    try:
+        stream = [_experience(ward, plan.model, windows, PatientRole.LEARNING, reads) for windows in stages]
+        evaluation = [_experience(ward, plan.model, windows, PatientRole.REFERENCE, reads) for windows in stages]
+    except (FeaturesMissing, RunStopped) as error:
+        names = tuple(map(name_of, stages))
+        return not_begun(start, plan, strategy=strategy, policy=ward.settings.adaptation, stages=names, why=str(error))
     _, run = adapt(
         start=start,
-        stream=[_experience(ward, plan.model, windows, PatientRole.LEARNING, reads) for windows in stages],
-        evaluation=[_experience(ward, plan.model, windows, PatientRole.REFERENCE, reads) for windows in stages],
+        stream=stream,
+        evaluation=evaluation,
         learned=len(stages) - 1,
         strategy=strategy,
         policy=ward.settings.adaptation,
@@ -91,8 +114,8 @@ def treat(ward: Ward, plan: AdaptationPlan, strategy: str, *, at: datetime) -> A
         model=plan.model,
         directory=ward.adapters,
         progress=ward.progress,
+        checkpoint=checkpoint_of(ward, plan, strategy),
     )
-    ward.records.save_run(run, at)
     return run
 
 
@@ -144,7 +167,9 @@ def _finished_run(ward: Ward, plan: AdaptationPlan, strategy: str) -> Adaptation
 
 
 def _experience(ward: Ward, model: str, windows: Sequence[Window], role: PatientRole, reads: Reads) -> Experience:
-    cohort = _labelled_with_images(ward, model, windows, role)
+    cohort, card = _labelled_with_images(ward, model, windows, role), backbone_of(ward, model).card
+    tokens, size = (card.tokens, 2) if reads == "tokens" else (1, 4)
+    check_room(ward.settings.adaptation.limits, size * len(cohort) * tokens * card.width)
     return Experience(
         name=name_of(windows),
         tokens=inputs_of(ward, model, cohort, reads),

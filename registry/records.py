@@ -133,7 +133,7 @@ class Records(Intake):
         return self._document(PlanRow, plan_id, "plan").value()
 
     def save_run(self, run: AdaptationRun, at: datetime) -> None:
-        """Keep a run, once; a run that failed gives way to the next try."""
+        """Keep a run, once; a run that failed or was stopped gives way to the next try."""
         payload = {"state": run.state.value, "adapter_sha256": run.adapter_sha256, "forgetting": run.forgetting}
         self._save(RunRow, run, at, kind="adapter.trained", actor=SYSTEM, payload=payload)
 
@@ -349,5 +349,5 @@ class Records(Intake):
 
 
 def _may_replace(known: RunRow, row: PlanRow | RunRow | DecisionRow) -> bool:
-    """Tell whether a run is tried again: one that failed is, one that finished stands."""
-    return known.state == RunState.FAILED.value and known.content != row.content
+    """Tell whether a run is tried again: one that failed or was stopped is, one that finished stands."""
+    return known.state != RunState.FINISHED.value and known.content != row.content

@@ -368,7 +368,7 @@ class PlanRow(_Document, table=True):
 
 
 class RunRow(_Document, table=True):
-    """One adaptation run; a run that failed may be tried again, and the newest row of an identity is in force."""
+    """One adaptation run; one that failed or was stopped is tried again, and an identity's newest row is in force."""
 
     __tablename__ = "runs"
     id: str = Field(index=True)

@@ -9,10 +9,19 @@ import numpy as np
 import pytest
 import torch
 
+from continual import adapting
 from continual.adapters import Adapter, load_adapter, new_adapter, score
-from continual.adapting import AdaptationFailed, Experience, adapt, measure_auroc, train_first
+from continual.adapting import (
+    AdaptationFailed,
+    AdaptationInterrupted,
+    Experience,
+    adapt,
+    measure_auroc,
+    train_first,
+)
 from continual.backbones import Backbone, load_backbone
-from continual.plans import AdaptationPolicy, AdaptationRun, RunState
+from continual.checkpoints import load_checkpoint
+from continual.plans import AdaptationPolicy, AdaptationRun, EarlyStopping, RunLimits, RunState
 from monitor.tasks import Task
 
 # avalanche 0.6 imports a package that says at import that nobody maintains it; nothing of it is used
@@ -95,7 +104,7 @@ def test_a_run_tells_what_it_did(champion: Adapter, tmp_path: Path, tiny: Backbo
     assert result.memory_studies == (POLICY.memory_size if strategy == "replay" else 0)
     assert len(result.losses) == POLICY.epochs
     assert result.losses[-1] < result.losses[0]
-    assert [done for _, done, _ in told] == [1, 2, 3, 4]
+    assert told[-1][1:] == (4 * POLICY.epochs, 4 * POLICY.epochs)
     kept = load_adapter(tiny, tmp_path / f"{result.adapter_sha256}.safetensors", result.adapter_sha256)
     assert np.array_equal(score(kept, NEW.tokens), score(adapter, NEW.tokens))
 
@@ -155,9 +164,7 @@ def test_the_memory_is_shared_between_stages(champion: Adapter) -> None:
     assert learner.memory_studies == 40
     learner.recall(stage("short", 10, seed=7))
     assert learner.memory_studies == 40
-    assert learner._strategy.memory is not None
-    labels = learner._strategy.memory.rows()[1]
-    assert 15 <= labels.sum() <= 25
+    assert [len(rows[0]) for rows in learner._strategy.memory.kept] == [30, 10]
 
 
 @pytest.mark.parametrize("strategy", ["naive", "replay", "ewc"])
@@ -226,6 +233,151 @@ def test_a_run_that_fails_says_why_and_keeps_nothing(
     assert (result.adapter_sha256, result.matrix, result.forgetting) == ("", (), None)
     assert adapter is champion
     assert not list(tmp_path.iterdir())
+
+
+# ---- a training that is cut short
+
+
+def stop_at(epoch: int, error: BaseException) -> Any:
+    """Progress that lets an epoch end, and fails in the one after it."""
+
+    def tell(what: str, done: int, total: int) -> None:
+        if f"epoch {epoch + 1} of" in what:
+            raise error
+
+    return tell
+
+
+class PowerCut(BaseException):
+    """As if the machine were switched off: nothing of ours catches it."""
+
+
+@pytest.mark.parametrize("strategy", ["naive", "replay", "ewc"])
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_what_goes_on_after_an_epoch_ends_in_the_same_run(
+    champion: Adapter, tmp_path: Path, strategy: str, epoch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two new stages, cut in the first and then in the second; seconds apart, every figure is the same."""
+    monkeypatch.setattr(adapting, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(adapting, "KEEPING_AT_MOST", 0)
+    third, others = stage("third", seed=5, signs=(0, 1)), stage("third", seed=6, signs=(0, 1))
+    stream = {"stream": [OLD, NEW, third], "evaluation": [OLD_OTHERS, NEW_OTHERS, others]}
+    undisturbed = run(champion, tmp_path, strategy, **stream)[1]
+    place = tmp_path / "checkpoint"
+    for passed in (1, 2):
+        cuts = iter([False] * (passed - 1) + [True])  # an epoch of this number comes once a stage
+
+        def tell(what: str, done: int, total: int, cuts: Any = cuts) -> None:
+            if f"epoch {epoch + 1} of" in what and done % 4 == 1 and next(cuts):
+                raise PowerCut
+
+        with pytest.raises(PowerCut):
+            run(champion, tmp_path, strategy, **stream, checkpoint=place, progress=tell)
+        found = load_checkpoint(place)
+        assert found is not None
+        assert found.standing is not None
+        assert (found.standing.epoch, len(found.finished)) == (epoch, passed - 1)
+        if passed == 1 and epoch == 1:
+            continue  # once from the first stage to the end, once with a second cut
+        resumed = run(champion, tmp_path, strategy, **stream, checkpoint=place)[1]
+        assert replace(resumed, seconds=0) == replace(undisturbed, seconds=0)
+
+
+def test_a_checkpoint_of_another_run_is_written_over(champion: Adapter, tmp_path: Path) -> None:
+    place = tmp_path / "checkpoint"
+    with pytest.raises(PowerCut):
+        run(champion, tmp_path, "ewc", checkpoint=place, progress=stop_at(3, PowerCut()))
+    began = load_checkpoint(place)
+    result = run(champion, tmp_path, "naive", checkpoint=place)[1]
+    assert result.adapter_sha256 == run(champion, tmp_path, "naive")[1].adapter_sha256
+    ended = load_checkpoint(place)
+    assert began is not None
+    assert ended is not None
+    assert began.key.identity != ended.key.identity
+
+
+def test_ctrl_c_is_a_stopped_run_that_says_how_far_it_came(champion: Adapter, tmp_path: Path) -> None:
+    with pytest.raises(AdaptationInterrupted) as stopped:
+        run(champion, tmp_path, progress=stop_at(3, KeyboardInterrupt()))
+    result = stopped.value.run
+    assert (result.state, result.adapter_sha256, result.matrix) == (RunState.STOPPED, "", ())
+    assert re.match(r"a person stopped it after epoch \d of 4 of new; `wardround adapt --resume`", result.reason)
+    assert not list(tmp_path.iterdir())
+
+
+def test_at_a_limit_a_run_is_stopped_and_a_larger_limit_resumes_it(champion: Adapter, tmp_path: Path) -> None:
+    place, short = tmp_path / "checkpoint", RunLimits(minutes=1e-6)
+    adapter, result = run(champion, tmp_path, policy=POLICY.model_copy(update={"limits": short}), checkpoint=place)
+    assert adapter is champion
+    assert (result.state, result.adapter_sha256) == (RunState.STOPPED, "")
+    assert re.search(r"raise minutes under \[adaptation.limits\]", result.reason)
+    finished = run(champion, tmp_path, checkpoint=place)[1]
+    assert finished.adapter_sha256 == run(champion, tmp_path)[1].adapter_sha256
+    assert finished.recipe == result.recipe, "a limit is no part of the recipe, or nothing could be resumed"
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [(RunLimits(megabytes=1), "would be needed, 1 are allowed"), (RunLimits(epochs=3), "4 epochs are asked for")],
+)
+def test_what_is_too_large_never_begins(champion: Adapter, tmp_path: Path, limits: RunLimits, reason: str) -> None:
+    result = run(champion, tmp_path, policy=POLICY.model_copy(update={"limits": limits}))[1]
+    assert result.state is RunState.STOPPED
+    assert reason in result.reason
+    assert result.losses == ()
+
+
+def test_a_full_disk_is_a_stopped_run_without_an_adapter(champion: Adapter, tmp_path: Path) -> None:
+    """A folder that cannot be made stands in for the disk; tests/test_checkpoints.py fills a file to its limit."""
+    (tmp_path / "file").write_text("in the way")
+    for changes in ({"checkpoint": tmp_path / "file" / "x"}, {"directory": tmp_path / "file"}):
+        adapter, result = run(champion, **({"directory": tmp_path} | changes))
+        assert adapter is champion
+        assert (result.state, result.adapter_sha256) == (RunState.STOPPED, "")
+        assert "make room on the disk and run `wardround adapt --resume`" in result.reason
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_gradient_that_stays_too_long_is_a_clear_end(champion: Adapter, tmp_path: Path) -> None:
+    policy = POLICY.model_copy(update={"gradient_bound": 1e-6, "epochs": 13})
+    result = run(champion, tmp_path, policy=policy)[1]
+    assert result.state is RunState.FAILED
+    assert re.search(r"longer than 1e-06 in 50 steps in a row, .* in epoch 13; lower learning_rate", result.reason)
+
+
+def test_a_batch_of_one_class_is_learned_from(champion: Adapter, tmp_path: Path) -> None:
+    """Two of 120 studies say yes: nearly every batch is of one class."""
+    rare = stage("new", seed=3, labels=np.r_[1.0, 1.0, np.zeros(118)])
+    result = run(champion, tmp_path, stream=[OLD, rare])[1]
+    assert result.state is RunState.FINISHED
+    assert np.isfinite(result.losses).all()
+
+
+# ---- early stopping
+
+
+def test_the_epoch_that_was_best_for_patients_set_aside_is_kept(champion: Adapter, tmp_path: Path) -> None:
+    stopping = EarlyStopping(share=0.25, minimum_patients=10, patience=1)
+    overfitting = AdaptationPolicy(epochs=30, learning_rate=0.02, batch_size=8, early_stopping=stopping)
+    result = run(champion, tmp_path, policy=overfitting)[1]
+    (note,) = result.notes
+    told = re.fullmatch(
+        r"new: stopped after epoch (\d+) of 30, epoch (\d+) was best for the 15 patients set aside and is kept", note
+    )
+    assert told
+    stopped, kept = map(int, told.groups())
+    assert (len(result.losses), kept) == (stopped, stopped - 1)
+    assert result.n_learned == 90
+
+
+def test_early_stopping_says_when_there_are_too_few_patients(champion: Adapter, tmp_path: Path) -> None:
+    result = run(champion, tmp_path)[1]
+    assert result.notes == (
+        "new: every epoch was run; 60 patients are too few to set some aside for early stopping, 400 are needed",
+    )
+
+
+# ---- what makes no sense
 
 
 @pytest.mark.parametrize(
