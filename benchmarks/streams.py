@@ -99,7 +99,7 @@ def learn_stream(training: Training, patients: int | None = None) -> Outcome:
 
     from continual.adapter_changes import grow
     from continual.adapters import new_adapter
-    from continual.learner import Learner
+    from continual.adapting import start_learner
 
     torch.set_num_threads(1)
     stream = STREAMS[training.stream](training.order, training.seed)
@@ -115,11 +115,11 @@ def learn_stream(training: Training, patients: int | None = None) -> Outcome:
         seed=policy.seed,
     )
     matrix, spent = [], 0.0
-    learner = Learner(adapter, strategy="naive" if at_once else training.strategy, policy=policy)
+    learner = start_learner(adapter, strategy="naive" if at_once else training.strategy, policy=policy)
     for stage, experience in zip(stream.stages, [_join(learned)] if at_once else learned, strict=not at_once):
         if not at_once and stage.classes != adapter.card.classes:
             adapter = grow(adapter, stage.classes)
-            learner = Learner(adapter, strategy=training.strategy, policy=policy)
+            learner = start_learner(adapter, strategy=training.strategy, policy=policy)
             for earlier in learned[: len(matrix)]:
                 learner.recall(earlier)
         began = time.perf_counter()

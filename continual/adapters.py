@@ -119,7 +119,9 @@ class AdaptedTail(nn.Module):
     def remember_untrained_head(self) -> None:
         """Take note of a head that was replaced by a wider one: untrained it says nothing, as every new head."""
         self._untrained |= {
-            f"head.{name}": torch.zeros_like(value) for name, value in self.head.named_parameters() if value.requires_grad
+            f"head.{name}": torch.zeros_like(value)
+            for name, value in self.head.named_parameters()
+            if value.requires_grad
         }
 
 
