@@ -326,8 +326,7 @@ class _Watch(SupervisedPlugin):  # type: ignore[misc]
     def before_update(self, strategy: Any, **kwargs: Any) -> None:
         """Cut the gradient; the last word before a step, after what strategies do to it."""
         parameters = [p for group in strategy.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        gradients = [parameter.grad for parameter in parameters]
-        length = float(nn.utils.get_total_norm(gradients))
+        length = math.hypot(*(float(torch.linalg.vector_norm(parameter.grad)) for parameter in parameters))
         if length > self._bound:
             nn.utils.clip_grads_with_norm_(parameters, self._bound, torch.tensor(length))
         self._cut = self._cut + 1 if length > self._bound else 0
