@@ -152,7 +152,7 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
         content = path.read_bytes()
         tensors = safetensors.load(content)
         metadata = _Metadata.model_validate_json(_read_metadata(content))
-    except (FileNotFoundError, SafetensorError, ValidationError, KeyError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, SafetensorError, ValidationError, KeyError, ValueError):
         return None
     if metadata.format != FORMAT:
         return None

@@ -8,7 +8,7 @@ matter, exactly as after training. With ``continual.strategies`` the only file t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,9 @@ EpochDone = Callable[[int, int, float], None]
 """Told epoch, epochs and mean loss."""
 StepDone = Callable[[int, int, float], None]
 """Told step, steps of the whole stage, and the loss of the step's batch."""
+STEP_EVENTS = tuple(
+    f"{when}_{what}" for what in ("training_iteration", "forward", "backward", "update") for when in ("before", "after")
+)
 CUTS_IN_A_ROW = 50
 LOST_IN_A_ROW = 3
 JUDGED_AT_ONCE = 256
@@ -210,13 +213,22 @@ class _NoMetrics(SupervisedPlugin):  # type: ignore[misc]
 
 
 class _Loop(StudyLoop):
-    """The loop with a way back into a stage, and the best epoch kept in the end."""
+    """The loop with a way back into a stage, and the best epoch kept in the end.
+
+    What is due at a step is looked up once a stage: Avalanche asks every plugin about every event, and its
+    evaluator copies the stage for each, which takes longer than a small head's step.
+    """
 
     patience = 0
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.plugins.remove(self.evaluator)
 
     def start(self, lesson: Lesson) -> None:
         """Prepare for the stage that is shown next."""
         self._lesson, self.best, done = lesson, BestSoFar(self.patience), 0
+        self._due = {event: _hooks(self.plugins, event) for event in STEP_EVENTS}
         if (resumed := lesson.resumed) is not None:
             self.best = BestSoFar(self.patience, resumed.best_loss, resumed.waited, resumed.part("best"))
             done = resumed.epoch
@@ -259,6 +271,24 @@ class _Loop(StudyLoop):
         self.best.look(total / len(aside), dict(self.model.named_parameters()))
         if self.best.is_over:
             self.stop_training()
+
+
+def _hooks(plugins: Sequence[Any], event: str) -> list[Callable[[Any], None]]:
+    """List what plugins do at an event; what the parent of all has under that name does nothing."""
+    nothing = getattr(SupervisedPlugin, event)
+    return [getattr(plugin, event) for plugin in plugins if getattr(type(plugin), event, nothing) is not nothing]
+
+
+def _trigger(event: str) -> Callable[..., None]:
+    def trigger(self: _Loop, **kwargs: Any) -> None:
+        for hook in self._due[event]:
+            hook(self)
+
+    return trigger
+
+
+for _event in STEP_EVENTS:
+    setattr(_Loop, f"_{_event}", _trigger(_event))
 
 
 class _CosineDecay(SupervisedPlugin):  # type: ignore[misc]
@@ -304,7 +334,9 @@ class _Watch(SupervisedPlugin):  # type: ignore[misc]
     def before_update(self, strategy: Any, **kwargs: Any) -> None:
         """Cut the gradient; the last word before a step, after what strategies do to it."""
         parameters = [p for group in strategy.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        length = float(nn.utils.clip_grad_norm_(parameters, self._bound))
+        length = math.hypot(*(float(torch.linalg.vector_norm(parameter.grad)) for parameter in parameters))
+        if length > self._bound:
+            nn.utils.clip_grads_with_norm_(parameters, self._bound, torch.tensor(length))
         self._cut = self._cut + 1 if length > self._bound else 0
         self._lost = 0 if math.isfinite(length) else self._lost + 1
         if self._lost:

@@ -460,6 +460,14 @@ def test_steps_that_may_not_be_done_are_one_line(treated: Any) -> None:
     assert "refused" in error("promote", passed, "--by", OFFICER, *here)
 
 
+def test_adapt_without_a_plan_resumes_or_says_that_there_is_nothing_to_resume(treated: Any) -> None:
+    here, plan_id = ("--dir", treated.directory), treated.ward.records.plans(treated.model)[-1].plan_id
+    assert "name a plan" in error("adapt", *here)
+    assert "leave out --resume" in error("adapt", plan_id, "--anew", "--resume", *here)
+    assert answer("adapt", "--resume", *here) == []
+    assert "nothing to resume" in call("adapt", "--resume", *here).stderr
+
+
 @pytest.mark.slow
 def test_the_proposer_cannot_sign_even_as_a_quality_officer(small: Any) -> None:
     here = ("--dir", small.directory)

@@ -298,6 +298,11 @@ def test_a_failed_run_touched_nothing() -> None:
     assert tell_run(failed) == "EWC did not finish: out of memory. The champion was not touched."
 
 
+def test_a_stopped_run_can_be_resumed() -> None:
+    stopped = replace(RUN, state=RunState.STOPPED, strategy="ewc", reason="the disk is full")
+    assert tell_run(stopped) == "EWC was stopped and can be resumed: the disk is full. The champion was not touched."
+
+
 def test_the_consequence_names_both_answers() -> None:
     told = tell_consequence(decide(RUN, old=0, new=0.1))
     assert "If you approve" in told

@@ -230,8 +230,11 @@ def test_reports_are_listed_in_order_of_time_whatever_order_they_came_in(records
     assert [kept.window for kept in records.reports("m")] == [day, weeks[1], weeks[2], weeks[0]]
 
 
-def test_a_run_that_failed_gives_way_to_the_next_try_and_one_that_finished_stands(records: Records) -> None:
-    failed = replace(run(), state=RunState.FAILED, adapter_sha256="", reason="the loss is not finite")
+@pytest.mark.parametrize("state", [RunState.FAILED, RunState.STOPPED])
+def test_a_run_without_an_adapter_gives_way_to_the_next_try_and_one_that_finished_stands(
+    records: Records, state: RunState
+) -> None:
+    failed = replace(run(), state=state, adapter_sha256="", reason="the loss is not finite")
     for value in (failed, failed, run(), replace(run(), seconds=99.0), failed):
         records.save_run(value, AT)
     assert records.runs("m") == [run()] == [records.run(run().run_id)]

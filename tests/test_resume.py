@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -72,14 +72,20 @@ class Trainer:
         assert self.server.stdout is not None
         return self.server.stdout.readline().strip()
 
-    def train(self, home: Path, plan_id: str = "-", *strategies: str, kill_after: float | None = None) -> int:
+    def train(
+        self, home: Path, plan_id: str = "-", *strategies: str, kill_after: float | Callable[[], bool] | None = None
+    ) -> int:
         """Train, or resume what is unfinished; give the exit code, -9 if it was killed in time."""
         assert self.server.stdin is not None
         self.server.stdin.write(" ".join([str(home), plan_id, *strategies]) + "\n")
         self.server.stdin.flush()
         child = int(self.read())
         if kill_after is not None:
-            time.sleep(kill_after)
+            if callable(kill_after):
+                while not kill_after():
+                    time.sleep(0.002)
+            else:
+                time.sleep(kill_after)
             with suppress(ProcessLookupError):  # it had ended already
                 os.kill(child, signal.SIGKILL)
         return int(self.read())
@@ -160,7 +166,7 @@ def test_killed_at_random_moments_and_resumed_it_is_the_same_adapter(
 def test_what_was_announced_is_finished_though_it_never_began(trainer: Trainer, planned: Path, tmp_path: Path) -> None:
     """Killed in its first strategy, `adapt --resume` finishes the others too."""
     home, strategies = Path(shutil.copytree(planned, tmp_path / "ward")), ("naive", "ewc")
-    assert trainer.train(home, plan_of(home), *strategies, kill_after=0.6) == -9
+    assert trainer.train(home, plan_of(home), *strategies, kill_after=lambda: len(checkpoints_of(home)) == 2) == -9
     assert len(checkpoints_of(home)) == 2
     assert trainer.train(home) == 0
     assert {name: run.state for name, run in runs_of(home).items()} == dict.fromkeys(strategies, RunState.FINISHED)

@@ -139,6 +139,21 @@ def test_studies_that_came_without_images_are_told(treated: Any) -> None:
         treat(treated.ward, plan_of(treated), "ewc", at=AT)
 
 
+def test_lost_features_stop_a_run_and_name_the_cure(treated: Any) -> None:
+    """The champion stays as it is, and once the features are back the training can begin."""
+    ward, champion = treated.ward, treated.ward.records.champion(treated.model)
+    for shard in ward.features_of(treated.model).directory.glob("*.arrow"):
+        shard.rename(shard.with_suffix(".lost"))
+    run = treat(treated.ward, plan_of(treated), "ewc", at=AT)
+    assert (run.state, run.adapter_sha256) == (RunState.STOPPED, "")
+    assert "`wardround ingest`" in run.reason
+    assert treated.ward.records.champion(treated.model) == champion
+    for shard in ward.features_of(treated.model).directory.glob("*.lost"):
+        shard.rename(shard.with_suffix(".arrow"))
+    assert treat(treated.ward, plan_of(treated), "ewc", at=AT).state is RunState.FINISHED
+    assert not list((treated.directory / "checkpoints").glob("*"))
+
+
 # ---- judge
 
 
