@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from continual.backbone_cards import BackboneCard
 from monitor.cohorts import Window
 
 
@@ -92,7 +93,8 @@ class AdaptationRun:
     undefined); ``experiences`` names them. ``forgetting`` is the largest drop from the best
     earlier figure, averaged over the earlier experiences; ``backward_transfer`` the average
     change of earlier experiences since they were learned; ``forward_transfer`` the average
-    figure on an experience before it is learned, minus 0.5.
+    figure on an experience before it is learned, minus 0.5. ``backbone`` is what all of it stood on
+    (None in runs from before cards were kept).
     """
 
     plan_id: str
@@ -115,6 +117,7 @@ class AdaptationRun:
     memory_studies: int
     n_learned: int
     seconds: float
+    backbone: BackboneCard | None = None
 
     @property
     def run_id(self) -> str:

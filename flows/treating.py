@@ -18,6 +18,7 @@ from flows.ward import (
     StepRefused,
     Ward,
     adapter_of,
+    backbone_of,
     load_role,
     score_with,
     shown_reports,
@@ -89,6 +90,7 @@ def treat(ward: Ward, plan: AdaptationPlan, strategy: str, *, at: datetime) -> A
         directory=ward.adapters,
         progress=ward.progress,
     )
+    run = replace(run, backbone=backbone_of(ward, plan.model).card)
     ward.records.save_run(run, at)
     return run
 

@@ -60,7 +60,9 @@ def write_transformers(folder: Path, kind: str) -> None:
         config = transformers.CLIPConfig(text_config=text, vision_config={**small, **image}, projection_dim=16)
         network = transformers.CLIPModel(config)
     elif kind == "siglip":
-        network = transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config={**small, **image}))
+        network = transformers.SiglipModel(
+            transformers.SiglipConfig(text_config=text, vision_config={**small, **image})
+        )
     elif kind == "dinov2":
         network = transformers.Dinov2Model(transformers.Dinov2Config(mlp_ratio=2, **small, **image))
     elif kind == "dinov2 with registers":
@@ -71,7 +73,9 @@ def write_transformers(folder: Path, kind: str) -> None:
             **small, **image, output_channels=20, window_size=2, global_attn_indexes=[1], mlp_dim=48, num_pos_feats=12
         )
         prompt = transformers.SamPromptEncoderConfig(hidden_size=20, image_size=SIZE, patch_size=8)
-        decoder = transformers.SamMaskDecoderConfig(hidden_size=20, mlp_dim=20, num_attention_heads=2, num_hidden_layers=1)
+        decoder = transformers.SamMaskDecoderConfig(
+            hidden_size=20, mlp_dim=20, num_attention_heads=2, num_hidden_layers=1
+        )
         network = transformers.SamModel(
             transformers.SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
         )
@@ -127,7 +131,13 @@ Family = tuple[str, str, Callable[[Path], None], int, tuple[int, int, int]]
 FAMILIES: dict[str, tuple[Family, bool]] = {
     # name, source, how to write it, image size, (width, tokens, token width) when cut at one block
     "timm ViT": (
-        ("vit_tiny_patch16_224", "timm", lambda f: write_timm(f, "vit_tiny_patch16_224", img_size=SIZE), SIZE, (192, 5, 192)),
+        (
+            "vit_tiny_patch16_224",
+            "timm",
+            lambda f: write_timm(f, "vit_tiny_patch16_224", img_size=SIZE),
+            SIZE,
+            (192, 5, 192),
+        ),
         TRANSFORMER,
     ),
     "timm mean pool": (
