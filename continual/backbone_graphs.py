@@ -116,7 +116,7 @@ def open_torchscript(files: WeightFiles, image_size: int, trusted: str) -> Opene
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch.jit.load.* is deprecated", category=FutureWarning)
-            script = torch.jit.load(io.BytesIO(content), map_location="cpu")
+            script = torch.jit.load(io.BytesIO(content), map_location="cpu")  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         raise WeightsRefused(f"{files.weights[0]} is no TorchScript file: {str(error)[:200]}") from None
     whole = _Script(script)

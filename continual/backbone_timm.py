@@ -119,7 +119,7 @@ def open_network(
 
     told: dict[str, Any] = {
         "library": f"timm {timm.__version__}",
-        "licence": licence or str(network.pretrained_cfg.get("license") or ""),
+        "licence": licence or str(getattr(network, "pretrained_cfg", {}).get("license") or ""),
         "statistics": statistics,
         "width": int(network.num_features) * (2 if class_and_mean else 1),
     }
@@ -182,7 +182,6 @@ def open_random(seed: bytes, image_size: int) -> Opened:
     network = VisionTransformer(
         img_size=image_size, patch_size=14, embed_dim=48, depth=4, num_heads=3, mlp_ratio=2, num_classes=0
     )
-    network.pretrained_cfg = {}
     generator = np.random.default_rng(list(seed))
     for key, parameter in network.named_parameters():
         if parameter.ndim > 1:

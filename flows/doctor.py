@@ -167,6 +167,7 @@ def _last_backbone(records: Records, model: str, settings: Settings) -> Finding 
         f"{card.name} from {card.source}, sha256 {card.sha256[:12]}…, {card.parameters / 1e6:.1f} million parameters, "
         f"{card.width} numbers an image, {card.library}, licence: {card.licence}"
     )
+    changed = f"the settings now name {now.name} from {now.source}: adapters do not carry over"
     same = (card.name, card.source, card.image_size) == (now.name, now.source, now.image_size)
     return Finding(
         name=f"last run of {model}",
