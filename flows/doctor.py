@@ -172,9 +172,7 @@ def _last_backbone(records: Records, model: str, settings: Settings) -> Finding 
     return Finding(
         name=f"last run of {model}",
         ok=True,
-        text=text
-        if same
-        else f"{text}; the settings now name {now.name} from {now.source}: adapters do not carry over",
+        text=text if same else f"{text}; {changed}",
     )
 
 
