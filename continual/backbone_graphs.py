@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from continual.backbone_files import WeightFiles, WeightsRefused
-from continual.backbone_hubs import needed
-from continual.backbone_parts import IMAGENET, Opened
+from continual.backbone_parts import IMAGENET, Opened, extra
 
 
 def open_onnx(files: WeightFiles, image_size: int, device: torch.device) -> Opened:
@@ -24,7 +23,8 @@ def open_onnx(files: WeightFiles, image_size: int, device: torch.device) -> Open
     Raises:
         WeightsRefused: no ONNX file, weights outside the file, another input, another size of image.
     """
-    runtime = needed("onnxruntime")
+    with extra():
+        import onnxruntime as runtime
     content = _read(files)
     wanted = ["CUDAExecutionProvider"] if device.type == "cuda" else []
     providers = [name for name in [*wanted, "CPUExecutionProvider"] if name in runtime.get_available_providers()]
@@ -48,17 +48,10 @@ def open_onnx(files: WeightFiles, image_size: int, device: torch.device) -> Open
 
 
 def _refusals() -> tuple[type[Exception], ...]:
-    state = needed("onnxruntime.capi.onnxruntime_pybind11_state")
-    names = (
-        "Fail",
-        "InvalidArgument",
-        "InvalidGraph",
-        "InvalidProtobuf",
-        "NoSuchFile",
-        "NotImplemented",
-        "RuntimeException",
-    )
-    return tuple(getattr(state, name) for name in names)
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented")
+    return tuple(getattr(state, name) for name in (*names, "RuntimeException"))
 
 
 def _input_name(session: Any, image_size: int) -> str:

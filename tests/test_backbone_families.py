@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from continual.backbone_cards import Loading
-from continual.backbone_hubs import build_open_clip, open_tower
+from continual.backbone_open_clip import build_open_clip, open_tower
 from continual.backbone_parts import IMAGENET, WholeTrunk
 from continual.backbone_timm import build_timm, open_network
 from continual.backbones import Backbone, _cut, feature_key, load_backbone
@@ -631,6 +631,19 @@ def test_a_checkpoint_without_some_tensors_is_refused(tmp_path: Path, written: C
         save_file(state, weights, metadata={"format": "pt"})
         with pytest.raises(WeightsRefused, match="does not fit the architecture"):
             load(family, folder)
+
+
+@pytest.mark.parametrize(
+    ("missing", "source", "name"),
+    [("open_clip", "open_clip", "eyeclip"), ("monai", "monai", "swin_unetr"), ("onnxruntime", "onnx", "net")],
+)
+def test_a_library_that_is_not_installed_is_named_with_its_cure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: str, source: str, name: str
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)  # as Python itself marks a module that cannot be imported
+    save_file({"x": torch.zeros(1)}, tmp_path / "net.safetensors")
+    with pytest.raises(WeightsRefused, match=f"needs {missing}.*, which is not installed; run `uv sync --extra"):
+        load_backbone(name, source=source, path=str(tmp_path / "net.safetensors"), image_size=SIZE)
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def test_the_next_parts_are_read_while_one_is_computed_and_no_more() -> None:
 
 def test_nothing_is_read_ahead_where_nobody_asked() -> None:
     read: list[int] = []
-    found = read_ahead(range(3), lambda part: read.append(part), ahead=0)
+    found = read_ahead(range(3), read.append, ahead=0)
     next(found)
     assert read == [0]
     with pytest.raises(ValueError, match="ahead must be 0 or more, got -1"):
