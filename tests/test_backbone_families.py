@@ -640,7 +640,8 @@ def test_a_checkpoint_without_some_tensors_is_refused(tmp_path: Path, written: C
 def test_a_library_that_is_not_installed_is_named_with_its_cure(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: str, source: str, name: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, missing, None)  # as Python itself marks a module that cannot be imported
+    for module in {missing, *(name for name in sys.modules if name.startswith(f"{missing}."))}:
+        monkeypatch.setitem(sys.modules, module, None)  # as Python itself marks a module that cannot be imported
     save_file({"x": torch.zeros(1)}, tmp_path / "net.safetensors")
     with pytest.raises(WeightsRefused, match=f"needs {missing}.*, which is not installed; run `uv sync --extra"):
         load_backbone(name, source=source, path=str(tmp_path / "net.safetensors"), image_size=SIZE)
