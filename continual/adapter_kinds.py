@@ -18,7 +18,6 @@ from continual.analytic import AnalyticHead
 from monitor.tasks import TASKS
 
 Add = Callable[[nn.Module, int, AdapterCard], None]
-LORA_PARTS = ("qkv", "proj")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +41,7 @@ def _add_lora(tail: nn.Module, width: int, card: AdapterCard) -> None:
     """Add products of two narrow matrices to the attention's projections (LoRA, Hu 2021), through peft."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    targets = [name for name, part in tail.named_modules() if part in _attention_parts(tail, card)]
+    targets = [name for name, part in tail.named_modules() if part in _lora_parts(tail, card)]
     name = "site" if card.shared_sha256 else "default"
     vars(tail).pop("peft_config", None)  # a second injection would warn that there was a first
     inject_adapter_in_model(
@@ -53,12 +52,20 @@ def _add_lora(tail: nn.Module, width: int, card: AdapterCard) -> None:
         layer.set_adapter(list(layer.lora_A))  # a shared and a site addition work at once
 
 
-def _attention_parts(tail: nn.Module, card: AdapterCard) -> list[nn.Module]:
-    return [getattr(_inner(block).attn, part) for block in _adapted_blocks(tail, card) for part in LORA_PARTS]
+def _lora_parts(tail: nn.Module, card: AdapterCard) -> list[nn.Module]:
+    """List the linear layers that the backbone's family names, in the adapted blocks."""
+    names: Any = tail.lora_targets
+    return [_inner(block).get_submodule(name) for block in _adapted_blocks(tail, card) for name in names]
 
 
 def _add_bottleneck(tail: nn.Module, width: int, card: AdapterCard) -> None:
-    for block in map(_inner, _adapted_blocks(tail, card)):
+    blocks = [_inner(block) for block in _adapted_blocks(tail, card)]
+    if not all(hasattr(block, "mlp") for block in blocks):
+        raise ValueError(
+            f"the blocks of {card.backbone} have no MLP that a bottleneck could stand behind; set adapter to one of "
+            '"lora", "prompt", "norm", "head" or "analytic"'
+        )
+    for block in blocks:
         block.mlp = Bottleneck(block.mlp, width, card.bottleneck)
 
 
@@ -85,21 +92,14 @@ def _shiftable(module: nn.Module) -> list[str]:
 
 
 def _adapted_blocks(tail: nn.Module, card: AdapterCard) -> list[nn.Module]:
-    """Give the last blocks that the card names, after checking that they can be changed."""
+    """Give the last blocks that the card names, after checking that there are so many."""
     blocks = [*getattr(tail, "blocks", nn.Sequential()).children()]
     if not 1 <= card.blocks <= len(blocks):
         raise ValueError(
             f"{card.kind} in {card.blocks} blocks needs tokens stored before them, {card.backbone} stores "
             f'{len(blocks)}; lower blocks, or set adapter = "head" for a backbone without transformer blocks'
         )
-    adapted = blocks[-card.blocks :]
-    for block in map(_inner, adapted):
-        if not hasattr(block, "mlp") or not hasattr(getattr(block, "attn", None), "qkv"):
-            raise ValueError(
-                f"the blocks of {card.backbone} are not built like timm's vision transformer, so {card.kind} cannot "
-                'change them; set adapter = "head" or "analytic"'
-            )
-    return adapted
+    return blocks[-card.blocks :]
 
 
 def _inner(block: nn.Module) -> Any:

@@ -252,7 +252,7 @@ def _build(backbone: Backbone, card: AdapterCard, seed: int, shared: Adapter | N
         below = None if shared is None else copy.deepcopy(shared.network).freeze()
         tail = _tail_of(backbone, card, below)
         frozen = set(map(id, tail.parameters()))
-        kind.add(tail, width, card)
+        kind.add(tail, backbone.card.token_width, card)
         for parameter in tail.parameters():
             parameter.requires_grad_(id(parameter) not in frozen)
         head = kind.head(card, width)

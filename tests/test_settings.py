@@ -7,9 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from continual.backbone_cards import Loading
 from flows.starting import TEMPLATE, start_ward
 from registry.records import open_records
-from registry.settings import ModelSettings, Settings, SettingsError, read_settings, read_window
+from registry.settings import (
+    BackboneSettings,
+    ModelSettings,
+    Settings,
+    SettingsError,
+    read_settings,
+    read_window,
+    weights_path,
+)
 
 AT = datetime(2026, 1, 5, tzinfo=UTC)
 
@@ -50,6 +59,9 @@ def test_an_unknown_key_is_refused_by_its_name(tmp_path: Path, content: str, key
         ("[models.m]\nnumeric_attributes = ['age']", "must also stand in attributes: .*age"),
         ("[models.m]\ntask = 'poetry'", "models.m.task"),
         ("[models.m]\nreference = 'spring'", "'spring' is not a window; write its first day and the day after it"),
+        ("[models.m.backbone]\ndownload = true\nrevision = 'main'", "needs revision, the 40 hexadecimal digits"),
+        ("[models.m.backbone]\nsha256 = 'abc'", "models.m.backbone.sha256"),
+        ("[models.m.backbone]\ndevice = 'mps'", "models.m.backbone.device"),
         ("[models.m", "is not valid TOML"),
     ],
 )
@@ -79,6 +91,18 @@ def test_the_folder_that_a_command_names_by_environment_is_no_setting(
 ) -> None:
     monkeypatch.setenv("WARDROUND_DIR", "/elsewhere")
     assert read_settings(write(tmp_path, "")).directory == tmp_path.resolve()
+
+
+def test_a_backbone_is_loaded_as_the_settings_say_from_a_path_beside_them(tmp_path: Path) -> None:
+    more = f"revision = '{'a1' * 20}'\ndownload = true\nmean = [0.5, 0.5, 0.5]\nlicence = 'ours'\nprecision = 'float32'"
+    settings = read_settings(write(tmp_path, f"[models.m.backbone]\nsource = 'timm'\npath = 'weights/uni'\n{more}"))
+    backbone = settings.model("m").backbone
+    assert backbone.loading == Loading(
+        download=True, revision="a1" * 20, mean=(0.5, 0.5, 0.5), licence="ours", precision="float32"
+    )
+    assert weights_path(settings, backbone) == str(tmp_path.resolve() / "weights" / "uni")
+    assert weights_path(settings, BackboneSettings()) == ""
+    assert BackboneSettings().loading == Loading()
 
 
 def test_databases_lie_beside_the_settings_unless_they_are_named(tmp_path: Path) -> None:

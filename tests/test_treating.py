@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 
 from continual.plans import RunState, Treatment
+from flows.doctor import examine
 from flows.ingesting import ingest_export
 from flows.treating import choose, judge, name_of, propose, stages_of, treat
-from flows.ward import StepRefused, windows_of
+from flows.ward import StepRefused, backbone_of, windows_of
 from monitor.cohorts import Window
 from registry.approvals import approve
 from registry.held_out import HeldOutChanged, PatientRole, roles_of
@@ -105,6 +106,17 @@ def test_without_drift_there_is_nothing_to_propose(small: Any) -> None:
 
 
 # ---- treat
+
+
+def test_a_run_keeps_the_card_of_the_backbone_it_stands_on(treated: Any) -> None:
+    run = run_of(treated, "naive")
+    assert run.backbone is not None
+    assert run.backbone == backbone_of(treated.ward, treated.model).card
+    assert run.backbone.sha256 == run.backbone_sha256
+    shown = next(each for each in examine(treated.ward.settings) if each.name == f"last run of {treated.model}")
+    assert shown.ok
+    assert run.backbone.library in shown.text
+    assert "licence: none (random numbers)" in shown.text
 
 
 def test_a_finished_run_is_not_trained_again_but_a_lost_adapter_is_brought_back(treated: Any) -> None:
