@@ -6,9 +6,11 @@ import hashlib
 import json
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from continual.memory_selection import MemoryPolicy
 from monitor.cohorts import Window
 
 
@@ -40,11 +42,27 @@ class AdaptationPolicy(BaseModel):
     epochs: int = Field(6, ge=1)
     batch_size: int = Field(32, ge=2)
     learning_rate: float = Field(1e-3, gt=0)
-    memory_size: int = Field(150, ge=1, description="studies kept for rehearsal")
+    memory: MemoryPolicy = MemoryPolicy()
     ewc_strength: float = Field(
         10_000.0, gt=0, description="EWC's lambda; importances are squared gradients of batch means, hence its size"
     )
     seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_old_name(cls, given: Any) -> Any:
+        """Read ``memory_size``, as settings files named the studies of the memory before it had more limits."""
+        if not isinstance(given, dict) or "memory_size" not in given:
+            return given
+        if "memory" in given:
+            raise ValueError("memory_size is [adaptation.memory] studies by now; leave memory_size out")
+        rest = {name: value for name, value in given.items() if name != "memory_size"}
+        return rest | {"memory": {"studies": given["memory_size"]}}
+
+    @property
+    def memory_size(self) -> int:
+        """Tell how many studies the rehearsal memory holds at most."""
+        return self.memory.studies
 
     @property
     def recipe(self) -> str:
@@ -92,7 +110,9 @@ class AdaptationRun:
     undefined); ``experiences`` names them. ``forgetting`` is the largest drop from the best
     earlier figure, averaged over the earlier experiences; ``backward_transfer`` the average
     change of earlier experiences since they were learned; ``forward_transfer`` the average
-    figure on an experience before it is learned, minus 0.5.
+    figure on an experience before it is learned, minus 0.5. ``memory_studies`` counts the studies rehearsed
+    while training. ``memory_sha256`` names the memory that the run left for the next one: ``memory_kept``
+    studies of ``memory_patients`` patients in ``memory_bytes`` bytes.
     """
 
     plan_id: str
@@ -115,6 +135,10 @@ class AdaptationRun:
     memory_studies: int
     n_learned: int
     seconds: float
+    memory_sha256: str = ""
+    memory_kept: int = 0
+    memory_patients: int = 0
+    memory_bytes: int = 0
 
     @property
     def run_id(self) -> str:

@@ -12,7 +12,8 @@ from avalanche.training.plugins import EWCPlugin, ReplayPlugin
 from avalanche.training.storage_policy import ExemplarsBuffer
 from numpy.typing import NDArray
 
-from continual.experiences import Experience, order_for_rehearsal, share_memory
+from continual.experiences import Experience, share_memory
+from continual.memory_selection import rank_for_rehearsal
 from continual.plans import AdaptationPolicy
 
 
@@ -24,9 +25,15 @@ class PatientBalancedMemory(ExemplarsBuffer):  # type: ignore[misc]
         self._kept: list[tuple[AvalancheDataset, NDArray[np.intp]]] = []
         self._next: NDArray[np.intp] = np.empty(0, dtype=np.intp)
 
-    def expect(self, experience: Experience, generator: np.random.Generator) -> None:
-        """Rank the studies of the stage that is shown next."""
-        self._next = order_for_rehearsal(experience.labels, experience.patient_key, generator)
+    def expect(
+        self,
+        experience: Experience,
+        generator: np.random.Generator,
+        selection: str = "reservoir",
+        difficulty: NDArray[np.float64] | None = None,
+    ) -> None:
+        """Rank the studies of the stage that is shown next; see ``rank_for_rehearsal``."""
+        self._next = rank_for_rehearsal(experience, generator, selection, difficulty, most=self.max_size)
 
     def update(self, strategy: Any, **kwargs: Any) -> None:
         """Take in the stage that was shown, after its training."""
