@@ -148,7 +148,8 @@ def _learn_stream(  # noqa: PLR0913
         trained.measured.append([measure_auroc(trained.adapter, each) for each in evaluation])
     for stage, experience in enumerate(stream):
         if stage < learned:
-            learner.recall(experience)
+            if len(experience):  # of a stage whose retention has ended nothing is remembered
+                learner.recall(experience)
             continue
         trained.losses += _learn(learner, trained.adapter, experience, strategy, progress)
         trained.measured.append([measure_auroc(trained.adapter, each) for each in evaluation])

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from continual.adapters import SUFFIX
 from continual.adapting import Experience, adapt
 from continual.planning import plan_adaptation
 from continual.plans import AdaptationPlan, AdaptationRun, RunState, Treatment
+from flows.remembering import experience_of, keep_memory, recall
 from flows.ward import (
     StepRefused,
     Ward,
@@ -21,7 +23,6 @@ from flows.ward import (
     load_role,
     score_with,
     shown_reports,
-    tokens_of,
     version_in,
     windows_of,
 )
@@ -77,9 +78,14 @@ def treat(ward: Ward, plan: AdaptationPlan, strategy: str, *, at: datetime) -> A
     if (known := _finished_run(ward, plan, strategy)) is not None:
         return known
     stages = stages_of(ward, plan)
-    _, run = adapt(
+    memory = recall(ward, champion, partial(_learned, ward, plan.model, stages[:-1]), at=at)
+    ((_, new),) = _learned(ward, plan.model, stages[-1:])
+    adapter, run = adapt(
         start=adapter_of(ward, plan.model, champion.adapter_sha256),
-        stream=[_experience(ward, plan.model, windows, PatientRole.LEARNING) for windows in stages],
+        stream=[
+            *(memory.experience(name_of(windows)) for windows in stages[:-1]),
+            experience_of(ward, plan.model, name_of(stages[-1]), new),
+        ],
         evaluation=[_experience(ward, plan.model, windows, PatientRole.REFERENCE) for windows in stages],
         learned=len(stages) - 1,
         strategy=strategy,
@@ -89,6 +95,8 @@ def treat(ward: Ward, plan: AdaptationPlan, strategy: str, *, at: datetime) -> A
         directory=ward.adapters,
         progress=ward.progress,
     )
+    if run.state is RunState.FINISHED:
+        run = keep_memory(ward, run, adapter, memory, new, at=at)
     ward.records.save_run(run, at)
     return run
 
@@ -141,13 +149,12 @@ def _finished_run(ward: Ward, plan: AdaptationPlan, strategy: str) -> Adaptation
 
 
 def _experience(ward: Ward, model: str, windows: Sequence[Window], role: PatientRole) -> Experience:
-    cohort = _labelled_with_images(ward, model, windows, role)
-    return Experience(
-        name=name_of(windows),
-        tokens=tokens_of(ward, model, cohort),
-        labels=cohort.labels,
-        patient_key=cohort.patient_key,
-    )
+    return experience_of(ward, model, name_of(windows), _labelled_with_images(ward, model, windows, role))
+
+
+def _learned(ward: Ward, model: str, stages: Sequence[Sequence[Window]]) -> list[tuple[str, Cohort]]:
+    """Give what may be learned from in some stages, each with its name."""
+    return [(name_of(windows), _labelled_with_images(ward, model, windows, PatientRole.LEARNING)) for windows in stages]
 
 
 def _labelled_with_images(ward: Ward, model: str, windows: Sequence[Window], role: PatientRole) -> Cohort:
