@@ -44,14 +44,13 @@ APPEND_ONLY = (
     MemoryRow,
     PurgeRow,
 )
-PURGING = "NOT EXISTS (SELECT 1 FROM purges WHERE removing = 1)"
-"""Holds outside the one transaction that removes a patient, for nobody else ever sees its mark."""
+PURGING = "NOT EXISTS (SELECT 1 FROM removing)"
+"""Holds outside of a transaction that removes a patient; its mark cannot be committed, see ``RemovingRow``."""
 
 EXCEPTIONS = {
     ("labels", "delete"): PURGING,
     ("reports", "update"): f"{PURGING} OR {{more}}",
     ("held_out", "update"): f"{PURGING} OR {{more}}",
-    ("purges", "update"): "{more}",
 }
 """When an append-only table refuses, where it does not always: a patient is removed, and the record tells of it.
 
@@ -60,7 +59,6 @@ An update that changes what no purge may change (``MAY_CHANGE`` names the rest) 
 MAY_CHANGE = {
     "reports": {"content"},
     "held_out": {"manifest", "digest"},
-    "purges": {"state", "counts", "adapters", "removing"},
 }
 
 NEVER = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import CheckConstraint, UniqueConstraint
-from sqlmodel import Field
+from sqlalchemy import CheckConstraint, Column, ForeignKey, String, UniqueConstraint
+from sqlmodel import Field, SQLModel
 
 from registry.entries import MemoryVersion, Purge
 from registry.rows import _Mirror, utc_column
@@ -30,20 +30,32 @@ class MemoryRow(_Mirror, table=True):
 
 
 class PurgeRow(_Mirror, table=True):
-    """One patient who was removed, under a keyed hash.
-
-    ``removing`` is 1 inside the one transaction that may delete what is append-only, and never outside of it.
-    """
+    """One patient who is removed, under a keyed hash: a row when it begins and one when it is done."""
 
     __tablename__ = "purges"
-    __table_args__ = (CheckConstraint("state IN ('begun', 'done')", name="known_state"),)
+    __table_args__ = (
+        UniqueConstraint("patient_hmac", "state"),
+        CheckConstraint("state IN ('begun', 'done')", name="known_state"),
+    )
     mirrored = Purge
     id: int | None = Field(default=None, primary_key=True)
-    patient_hmac: str = Field(unique=True)
+    patient_hmac: str
     state: str
     actor: str
     reason: str
     adapters: str
     counts: str
     at: datetime = utc_column()
-    removing: int = 0
+
+
+class RemovingRow(SQLModel, table=True):
+    """The mark under which a patient's rows may be deleted: it cannot be committed, for what it refers to never is.
+
+    So it stands inside one transaction of one writer, and no process that is killed can leave it behind.
+    """
+
+    __tablename__ = "removing"
+    id: int | None = Field(default=None, primary_key=True)
+    ends: str = Field(
+        sa_column=Column(String, ForeignKey("meta.key", deferrable=True, initially="DEFERRED"), nullable=False)
+    )

@@ -21,7 +21,7 @@ from registry.entries import Purge, RecordsError
 from registry.held_out import HeldOutCohort, digest_of
 from registry.holdings import in_chunks
 from registry.memories import Memories
-from registry.memory_rows import PurgeRow
+from registry.memory_rows import PurgeRow, RemovingRow
 from registry.rows import (
     EventRow,
     HeldOutRow,
@@ -59,9 +59,10 @@ class Purging(Memories):
     """Tombstones, and what is taken out of the tables."""
 
     def purges(self) -> list[Purge]:
-        """List the removals, oldest first."""
+        """List the removals as they stand, oldest first."""
         with self._reading() as session:
-            return [row.value() for row in session.exec(select(PurgeRow).order_by(col(PurgeRow.id)))]
+            rows = session.exec(select(PurgeRow).order_by(col(PurgeRow.id)))
+            return list({row.patient_hmac: row.value() for row in rows}.values())
 
     def purge_of(self, patient: str) -> Purge | None:
         """Give the removal of a patient; None when nobody of that key was removed."""
@@ -141,8 +142,8 @@ class Purging(Memories):
             row = _row_of(session, subject.patient)
             if row is None:
                 raise RecordsError("no removal of this patient was begun")
-            row.removing = 1
-            session.add(row)
+            mark = RemovingRow(ends="with this transaction")
+            session.add(mark)
             session.flush()
             counts = _delete_rows(session, subject)
             changed = _redact_reports(session, subject)
@@ -154,8 +155,7 @@ class Purging(Memories):
                 self._append(
                     session, at=at, kind=kind, model="", subject=row.patient_hmac[:16], payload=payload, actor=actor
                 )
-            row.removing = 0
-            session.add(row)
+            session.delete(mark)
         return counts
 
     def finish_purge(self, patient: str, counts: dict[str, int], *, actor: str, at: datetime) -> Purge:
@@ -165,13 +165,14 @@ class Purging(Memories):
             if row is None:
                 raise RecordsError("no removal of this patient was begun")
             if row.state == OPEN:
-                row.state, row.counts = DONE, canonical_json(counts)
+                done = replace(row.value(), state=DONE, counts=canonical_json(counts), at=at, actor=actor)
+                row = PurgeRow.of(done)
                 session.add(row)
                 payload = {"removed": counts, "learned_from": json.loads(row.adapters), "reason": row.reason}
                 subject = row.patient_hmac[:16]
                 self._append(session, at=at, kind=PURGED, model="", subject=subject, payload=payload, actor=actor)
-            done: Purge = row.value()
-            return done
+            made: Purge = row.value()
+            return made
 
     def compact(self) -> None:
         """Rebuild the file, so that no free page holds what was deleted (secure_delete has blanked them before)."""
@@ -227,7 +228,8 @@ def _row_of(session: Session, patient: str) -> PurgeRow | None:
     key = session.get(MetaRow, KEY)
     if key is None:
         return None
-    return session.exec(select(PurgeRow).where(PurgeRow.patient_hmac == _hash(key.value, patient))).first()
+    query = select(PurgeRow).where(PurgeRow.patient_hmac == _hash(key.value, patient))
+    return session.exec(query.order_by(col(PurgeRow.id).desc())).first()
 
 
 def _delete_rows(session: Session, subject: Subject) -> Counter[str]:
