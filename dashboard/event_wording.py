@@ -37,6 +37,12 @@ EVENT_WORDS = {
     "alias.moved_outside": "MLflow changed by others",
     "user.added": "person added",
     "ward.rehearsal": "marked as a rehearsal",
+    "memory.written": "rehearsal memory written",
+    "memory.rewritten": "rehearsal memory made smaller",
+    "patient.purge_begun": "removal of a patient begun",
+    "patient.purged": "patient removed",
+    "held_out.relocked": "held-out cohort locked anew",
+    "reports.redacted": "studies taken out of reports",
 }
 MOVE_WORDS = {"first": "taken over as it was", "promote": "promoted", "rollback": "rolled back to"}
 RUN = re.compile(r"(plan-[0-9a-f]+)-(.+)-(\d+)")

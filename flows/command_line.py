@@ -521,5 +521,9 @@ def _tell_unexpected(kind: type[BaseException], error: BaseException, trace: Any
     )
 
 
+from flows.memory_commands import memory  # noqa: E402 - it needs what stands above
+
+application.add_typer(memory, name="memory")
+
 if __name__ == "__main__":
     main()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hmac
 import json
 import re
 import secrets
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -19,7 +18,7 @@ from monitor.results import WindowReport
 from registry.audit import canonical_json
 from registry.entries import Purge, RecordsError
 from registry.held_out import HeldOutCohort, digest_of
-from registry.holdings import in_chunks
+from registry.holdings import PURGE_KEY, hash_patient, in_chunks
 from registry.memories import Memories
 from registry.memory_rows import PurgeRow, RemovingRow
 from registry.rows import (
@@ -34,7 +33,6 @@ from registry.rows import (
     to_json,
 )
 
-KEY = "purge_key"
 BEGUN, PURGED, RELOCKED = "patient.purge_begun", "patient.purged", "held_out.relocked"
 DONE, OPEN = "done", "begun"
 WORD = r"[0-9A-Za-z_.\-]"
@@ -70,17 +68,6 @@ class Purging(Memories):
             row = _row_of(session, patient)
             return None if row is None else row.value()
 
-    def purged_test(self) -> Callable[[str], bool] | None:
-        """Give a question that tells of a key whether its patient was removed; None while nobody was."""
-        with self._reading() as session:
-            known = set(session.exec(select(PurgeRow.patient_hmac)))
-            key = session.get(MetaRow, KEY)
-        if not known:
-            return None
-        if key is None:
-            raise RecordsError("the key of the removed patients is gone from the records; restore a backup")
-        return lambda text: _hash(key.value, text.strip()) in known
-
     def subject_of(self, patient: str) -> Subject:
         """Find a patient's studies and images in every model, quarantine included."""
         with self._reading() as session:
@@ -109,12 +96,12 @@ class Purging(Memories):
         if re.search(rf"(?<!{WORD}){re.escape(patient)}(?!{WORD})", reason):
             raise RecordsError("the reason stands in the record for ever; write one that does not name the patient")
         with self._writing() as session:
-            if session.get(MetaRow, KEY) is None:
-                session.add(MetaRow(key=KEY, value=secrets.token_hex(32)))
+            if session.get(MetaRow, PURGE_KEY) is None:
+                session.add(MetaRow(key=PURGE_KEY, value=secrets.token_hex(32)))
                 session.flush()
             row = _row_of(session, patient)
             if row is None:
-                hashed = _hash(session.get_one(MetaRow, KEY).value, patient)
+                hashed = hash_patient(session.get_one(MetaRow, PURGE_KEY).value, patient)
                 purge = Purge(
                     patient_hmac=hashed,
                     state=OPEN,
@@ -220,15 +207,11 @@ def text_of(value: Any) -> str:
     return "" if value is None else str(value).strip()
 
 
-def _hash(key: str, patient: str) -> str:
-    return hmac.digest(bytes.fromhex(key), b"wardround purge\x00" + patient.encode(), "sha256").hex()
-
-
 def _row_of(session: Session, patient: str) -> PurgeRow | None:
-    key = session.get(MetaRow, KEY)
+    key = session.get(MetaRow, PURGE_KEY)
     if key is None:
         return None
-    query = select(PurgeRow).where(PurgeRow.patient_hmac == _hash(key.value, patient))
+    query = select(PurgeRow).where(PurgeRow.patient_hmac == hash_patient(key.value, patient))
     return session.exec(query.order_by(col(PurgeRow.id).desc())).first()
 
 
