@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from flows.command_line import AsJson, Directory, Model, Who, _model, _opened, _show, screen
+from flows.terminal import AsJson, Directory, Model, Who, model_named, opened, screen
+from flows.terminal import show as show_result
 
 memory = typer.Typer(help="What is kept of the past for rehearsal, and how a patient is removed.")
 
@@ -16,10 +17,10 @@ memory = typer.Typer(help="What is kept of the past for rehearsal, and how a pat
 @memory.command("show")
 def show(model: Model = "", directory: Directory = Path(), as_json: AsJson = False) -> None:
     """Show each rehearsal memory: studies by group, size, age, and when they go. Groups of few patients stay blank."""
-    with _opened(directory) as ward:
+    with opened(directory) as ward:
         from flows.memory_views import show_memories, view_memories
 
-        _show(as_json, view_memories(ward, _model(ward, model)), show_memories)
+        show_result(as_json, view_memories(ward, model_named(ward, model)), show_memories)
 
 
 @memory.command("purge")
@@ -38,7 +39,7 @@ def purge(
     Safe to run again: interrupted at any moment, the same command goes on. Run nothing else in the ward meanwhile.
     Exit code 5 when a file of Wardround still names the patient.
     """
-    with _opened(directory) as ward:
+    with opened(directory) as ward:
         from flows.memory_views import show_foreseen, show_outcome
         from flows.purging import foresee, purge_patient
         from registry.promotion import check_actor
@@ -49,6 +50,6 @@ def purge(
             show_foreseen(screen, subject, learners)
             typer.confirm("Remove the patient for ever?", abort=True)
         done = purge_patient(ward, patient, actor=by, reason=reason, at=datetime.now(UTC))
-        _show(as_json, done, show_outcome)
+        show_result(as_json, done, show_outcome)
         if done.still_ours:
             raise typer.Exit(5)

@@ -141,8 +141,8 @@ def show_outcome(screen: Console, done: PurgeOutcome) -> None:
             screen.print(Text(f"The hospital's own {what} stay: {shown}", "yellow"))
     screen.print(
         Text(
-            "Not reached from here: backups, exports outside the ward's folder, copies sent to others, and an MLflow or "
-            "Prefect server elsewhere. Remove the patient there too; a row that brings the patient back is quarantined.",
+            "Not reached from here: backups, exports outside the ward's folder, copies sent to others, an MLflow or "
+            "Prefect server elsewhere. Remove the patient there too. Rows that bring the patient back are quarantined.",
             "dim",
         )
     )

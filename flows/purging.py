@@ -54,9 +54,10 @@ class Learner:
 class PurgeOutcome:
     """What was removed, by place; who learned from the patient; and what still names the patient.
 
-    ``images`` are the hospital's image files of the patient, as exports named them, ``remaining`` other files of the hospital's own in the ward's folder, ``still_ours`` files of ours that should
-    not hold a trace any more, ``events`` the numbers of events that name the patient; ``before`` says that the
-    removal was complete already.
+    ``images`` are the hospital's image files of the patient, as exports named them, and ``remaining`` other files
+    of its own in the ward's folder; ``still_ours`` are files of ours that should not hold a trace any more,
+    ``events`` the numbers of events that name the patient, ``rejudge`` runs to be judged again. ``before`` says that
+    the removal was complete already.
     """
 
     patient_hmac: str
