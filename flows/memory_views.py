@@ -102,9 +102,7 @@ def show_memories(screen: Console, views: Sequence[MemoryView]) -> None:
             oldest, newest, first, last = (
                 moment.date().isoformat() for moment in (stage.oldest, stage.newest, stage.first_goes, stage.last_goes)
             )
-            screen.print(
-                Text(f"{short_window(stage.stage)}: studies of {oldest} to {newest}; they go from {first} to {last}.")
-            )
+            screen.print(Text(f"{short_window(stage.stage)}: made {oldest} to {newest}, go {first} to {last}"))
         for moment, why in view.versions:
             screen.print(Text(f"{moment:%Y-%m-%d %H:%M} UTC: {why}", "dim"))
 
@@ -183,10 +181,14 @@ def _heading(view: MemoryView) -> Text:
     of = "the live adapter" if view.live else "an adapter that is not live"
     return Text.assemble(
         (f"\n{view.model}: {view.made_by}", "bold"),
-        f"  memory of {of}, {view.sha256[:12]}\n{view.studies} of at most {view.studies_limit} studies of "
-        f"{view.patients} patients, {view.bytes / 2**20:.1f} of at most {view.megabytes_limit:g} MB; "
-        f"chosen by {view.selection}; holds {view.holds}, no image.\n",
+        f"\nmemory {view.sha256[:12]} of {of}; holds {view.holds}, no image; chosen by {view.selection}\n"
+        f"{view.studies} studies (limit {view.studies_limit}) of {view.patients} patients, "
+        f"{_size(view.bytes)} (limit {view.megabytes_limit:g} MB)\n",
     )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:.1f} MB" if count >= 2**20 else f"{count / 2**10:.0f} kB"
 
 
 def _strata_table(view: MemoryView) -> Table:

@@ -173,10 +173,10 @@ def _learners_of(ward: Ward, model: str, subject: Subject) -> Iterator[Learner]:
 
     first = next((move for move in history if move.kind == "first"), None)
     if first is not None:
-        if _within(times, windows_of(ward, model, first.version)):
-            yield tell(
-                "", first.adapter_sha256, "unknown", "was live before; may have learned from the reference window"
-            )
+        if times and (
+            not ward.settings.model(model).reference or _within(times, windows_of(ward, model, first.version))
+        ):
+            yield tell("", first.adapter_sha256, "unknown", "live before Wardround; may know the reference window")
         elif first.adapter_sha256 in remembered:
             yield tell("", first.adapter_sha256, "unknown", "its memory holds the patient")
     for run in records.runs(model):
