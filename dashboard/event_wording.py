@@ -113,6 +113,13 @@ EVENT_SENTENCES: dict[str, Callable[[str, dict[str, Any]], str]] = {
     "ingest.finished": _tell_finished,
     "plan.made": lambda subject, content: f"{sentence(content.get('treatment', subject))}. {content.get('reason')}",
     "held_out.locked": lambda subject, content: f"{subject}: {plural(content.get('studies', 0), 'study')}",
+    "held_out.relocked": lambda subject, content: f"{subject}: {plural(content.get('studies', 0), 'study')} left",
+    "memory.written": lambda subject, content: f"{subject}: {plural(content.get('studies', 0), 'study')}",
+    "memory.rewritten": lambda subject, content: f"{subject}: {content.get('why')}",
+    "patient.purge_begun": lambda subject, content: f"Under the sign {subject}: {content.get('reason')}",
+    "patient.purged": lambda subject, content: (
+        f"Under the sign {subject}; learned from by {plural(len(content.get('learned_from', [])), 'adapter')}"
+    ),
     "held_out.looked_at": lambda subject, content: f"{subject}, to judge {tell_run_id(content.get('run', ''))}",
     "gate.decided": lambda subject, content: (
         f"{subject}: passed, a person may sign" if content.get("promote") else f"{subject}: refused"
