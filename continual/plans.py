@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -58,6 +59,13 @@ class AdaptationPolicy(BaseModel):
             raise ValueError("memory_size is [adaptation.memory] studies by now; leave memory_size out")
         rest = {name: value for name, value in given.items() if name != "memory_size"}
         return rest | {"memory": {"studies": given["memory_size"]}}
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Copy with changes; ``memory_size`` is understood here too, where pydantic would silently drop it."""
+        changes = dict(update or {})
+        if "memory_size" in changes:
+            changes["memory"] = self.memory.model_copy(update={"studies": changes.pop("memory_size")})
+        return super().model_copy(update=changes, deep=deep)
 
     @property
     def memory_size(self) -> int:

@@ -155,6 +155,7 @@ def test_a_policy_is_checked_and_the_old_name_is_understood() -> None:
     assert policy.memory_size == policy.memory.studies == 40
     assert policy.recipe == AdaptationPolicy(memory=MemoryPolicy(studies=40)).recipe
     assert policy.recipe != AdaptationPolicy().recipe
+    assert policy.model_copy(update={"memory_size": 7}).memory == MemoryPolicy(studies=7)
     both: Any = {"memory_size": 40, "memory": {"studies": 41}}
     with pytest.raises(ValidationError, match=r"memory_size is \[adaptation.memory\] studies by now"):
         AdaptationPolicy(**both)
