@@ -283,7 +283,8 @@ def _learn_stream(training: _Training) -> None:
         training.measured = [[None] * len(course.stream) for _ in range(course.learned - 1)]
         training.measured.append(_measure(training))
     for experience in course.stream[: course.learned]:
-        learner.recall(experience)
+        if len(experience):  # of a stage whose retention has ended nothing is remembered
+            learner.recall(experience)
     for number, experience in enumerate(course.stream[course.learned :]):
         _learn_stage(training, learner, number, experience)
     training.memory_studies = learner.memory_studies

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,8 @@ class Experience:
 
     ``tokens`` as ``read_inputs`` gives them: cached tokens (n, T, width) float16, or cached embeddings
     (n, 1, width) float32 for an adapter that changes no block; ``labels`` (n, label columns), NaN where
-    unknown; ``patient_key`` (n,).
+    unknown; ``patient_key`` (n,). ``strata`` (n,) are the groups that share a rehearsal memory beside the
+    labels, ``image`` (n,) the content hashes of the images; both may be left out.
 
     Raises:
         ValueError: the columns have different lengths, or a token is not finite.
@@ -28,9 +29,16 @@ class Experience:
     tokens: NDArray[np.float16] | NDArray[np.float32]
     labels: NDArray[np.float64]
     patient_key: NDArray[np.str_]
+    strata: NDArray[np.str_] = field(default_factory=lambda: np.empty(0, dtype=np.str_))
+    image: NDArray[np.str_] = field(default_factory=lambda: np.empty(0, dtype=np.str_))
 
     def __post_init__(self) -> None:
         n = len(self.tokens)
+        for name in ("strata", "image"):
+            if (column := getattr(self, name)).shape not in {(0,), (n,)}:
+                raise ValueError(f"experience {self.name}: {name} must have shape ({n},), got {column.shape}")
+            if len(column) != n:
+                object.__setattr__(self, name, np.full(n, "", dtype=np.str_))
         if self.tokens.ndim != 3 or self.labels.ndim != 2 or len(self.labels) != n or self.patient_key.shape != (n,):
             raise ValueError(
                 f"experience {self.name}: tokens (n, T, width), labels (n, columns) and patient_key (n,) do not fit: "
@@ -44,9 +52,8 @@ class Experience:
 
     def select(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Experience:
         """Keep the given rows."""
-        return Experience(
-            name=self.name, tokens=self.tokens[rows], labels=self.labels[rows], patient_key=self.patient_key[rows]
-        )
+        columns = {name: getattr(self, name)[rows] for name in ("tokens", "labels", "patient_key", "strata", "image")}
+        return Experience(name=self.name, **columns)
 
     def labelled(self) -> Experience:
         """Keep the studies of which at least one label is known."""
@@ -64,23 +71,41 @@ def why_not_learnable(experience: Experience, task: Task, classes: tuple[str, ..
 
 
 def order_for_rehearsal(
-    labels: NDArray[np.float64], patient_key: NDArray[np.str_], generator: np.random.Generator
+    labels: NDArray[np.float64],
+    patient_key: NDArray[np.str_],
+    generator: np.random.Generator,
+    strata: NDArray[np.str_] | None = None,
 ) -> NDArray[np.intp]:
-    """Rank studies for the rehearsal memory, the most wanted first; shape (n,).
+    """Rank studies for the rehearsal memory in a random order that is balanced; shape (n,).
 
-    Every beginning of the ranking is balanced over the labels, and within a label no patient comes a
-    second time before each patient came once: a memory that shrinks keeps a beginning.
+    Every beginning of the ranking is balanced over the labels and ``strata``, and within such a group no
+    patient comes a second time before each patient came once: a memory that shrinks keeps a beginning.
     """
-    n = len(labels)
-    drawn = generator.permutation(n)
-    _, stratum = np.unique(np.nan_to_num(labels, nan=-1), axis=0, return_inverse=True)
+    return balance(generator.permutation(len(labels)), group_of(labels, strata), patient_key)
+
+
+def group_of(labels: NDArray[np.float64], strata: NDArray[np.str_] | None = None) -> NDArray[np.intp]:
+    """Number the groups of equal labels, and strata if there are any, that share a memory evenly; shape (n,)."""
+    _, group = np.unique(np.nan_to_num(labels, nan=-1), axis=0, return_inverse=True)
+    if strata is not None and len(strata):
+        _, stratum = np.unique(strata, return_inverse=True)
+        _, group = np.unique(np.stack([group.ravel(), stratum], axis=1), axis=0, return_inverse=True)
+    numbers: NDArray[np.intp] = group.ravel()
+    return numbers
+
+
+def balance(wanted: NDArray[np.intp], group: NDArray[np.intp], patient_key: NDArray[np.str_]) -> NDArray[np.intp]:
+    """Deal a ranking out over groups in turn, and within a group over its patients; its order stays otherwise.
+
+    ``wanted`` (m,) are rows, the most wanted first; ``group`` and ``patient_key`` (n,) those of all rows.
+    """
     _, patient = np.unique(patient_key, return_inverse=True)
-    stratum, patient = stratum.ravel()[drawn], patient[drawn]
-    turn = _count_before(np.stack([stratum, patient], axis=1))  # how often this patient came before in this label
-    by_turn = np.lexsort((np.arange(n), turn))
-    place = np.empty(n, dtype=np.intp)
-    place[by_turn] = _count_before(stratum[by_turn, None])  # its place within its label
-    ranking: NDArray[np.intp] = drawn[np.lexsort((stratum, place))]
+    stratum, patient = group[wanted], patient[wanted]
+    turn = _count_before(np.stack([stratum, patient], axis=1))  # how often this patient came before in this group
+    by_turn = np.lexsort((np.arange(len(wanted)), turn))
+    place = np.empty(len(wanted), dtype=np.intp)
+    place[by_turn] = _count_before(stratum[by_turn, None])  # its place within its group
+    ranking: NDArray[np.intp] = wanted[np.lexsort((stratum, place))]
     return ranking
 
 

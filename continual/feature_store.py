@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import ipc
+from pyarrow import compute, ipc
 
 from continual.files import write_atomically
 
@@ -98,6 +98,34 @@ class FeatureStore:
         """
         return self._gather(hashes, "statistics")
 
+    def forget(self, hashes: Hashes) -> int:
+        """Take images out of the folder for ever; returns how many were there, in whatever shard.
+
+        A shard that holds one is written again without it, then taken away: a process killed in between
+        leaves both, and forgetting again takes the old one away. What an interrupted ``put`` left goes too.
+        """
+        wanted, found = pa.array(sorted({str(name) for name in hashes}), pa.string()), 0
+        for path in self._shard_files():
+            with pa.memory_map(str(path)) as source:
+                table = ipc.open_file(source).read_all()
+                gone = compute.is_in(table.column("sha256"), value_set=wanted)
+                if not (count := compute.sum(gone).as_py() or 0):
+                    continue
+                if count < table.num_rows:
+                    content = _write_batch(table.filter(compute.invert(gone)).combine_chunks().to_batches()[0])
+                    digest = hashlib.sha256(content).hexdigest()
+                    write_atomically(self.directory / f"{digest}{SUFFIX}", content)
+            path.unlink(missing_ok=True)
+            found += count
+        for path in self.directory.glob(".*.partial"):
+            path.unlink(missing_ok=True)
+        self._shards.clear()
+        self._places.clear()
+        return found
+
+    def _shard_files(self) -> list[Path]:
+        return [path for path in sorted(self.directory.glob(f"*{SUFFIX}")) if not path.name.startswith(".")]
+
     def _gather(self, hashes: Hashes, column: str) -> NDArray[Any]:
         if absent := self.missing(hashes):
             raise FeaturesMissing(
@@ -122,8 +150,8 @@ class FeatureStore:
 
     def _look_for_shards(self) -> None:
         """Map the shards that appeared since the last look, from any process."""
-        for path in sorted(self.directory.glob(f"*{SUFFIX}")):
-            if path.name not in self._shards and not path.name.startswith("."):
+        for path in self._shard_files():
+            if path.name not in self._shards:
                 shard = self._shards[path.name] = _open_shard(path)
                 for row, name in enumerate(shard.hashes):
                     self._places.setdefault(name, (shard, row))
@@ -161,9 +189,12 @@ def _serialise(
     schema = pa.schema(
         [(name, column.type) for name, column in columns.items()], metadata={"token_count": str(tokens.shape[1])}
     )
-    batch = pa.record_batch(list(columns.values()), schema=schema)
+    return _write_batch(pa.record_batch(list(columns.values()), schema=schema))
+
+
+def _write_batch(batch: Any) -> memoryview:
     sink = pa.BufferOutputStream()
-    with ipc.new_file(sink, schema) as writer:
+    with ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)
     return memoryview(sink.getvalue())
 

@@ -15,15 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 from avalanche.training.plugins import SupervisedPlugin
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from continual.adapters import TRAINING, AdaptedTail, Adapter
+from continual.adapters import TRAINING, AdaptedTail, Adapter, score
 from continual.checkpoints import StageStanding, part_of, put_weights, under
 from continual.early_stopping import BestSoFar
 from continual.experiences import Experience
+from continual.memory_selection import measure_difficulty
 from continual.plans import AdaptationPolicy
 from continual.strategies import STRATEGIES, Setting
 from continual.study_loop import StudyLoop
+from monitor.cohorts import binary_labels
 from monitor.tasks import TASKS
 
 EpochDone = Callable[[int, int, float], None]
@@ -69,7 +72,7 @@ class Learner:
             raise ValueError(f"unknown strategy {strategy!r}; there are {', '.join(STRATEGIES)}")
         if adapter.network.analytic():
             raise ValueError("an analytic adapter learns in closed form: start it with `start_learner`")
-        self._policy = policy
+        self._adapter, self._policy = adapter, policy
         self._task = TRAINING[adapter.card.task]
         self._columns = TASKS[adapter.card.task].score_columns(adapter.card.classes)
         self._strategy = STRATEGIES[strategy](Setting(adapter=adapter, policy=policy))
@@ -179,7 +182,7 @@ class Learner:
         loop = self._avalanche
         if self._strategy.memory is not None:
             generator = np.random.default_rng([self._policy.seed, loop.stage])
-            self._strategy.memory.expect(experience, generator)
+            self._strategy.memory.expect(experience, generator, self._difficulty(experience))
         if lesson.resumed is not None:
             self.restore_state(lesson.resumed.part("strategy"))
         tokens, labels = torch.from_numpy(experience.tokens), torch.from_numpy(experience.labels)
@@ -188,6 +191,14 @@ class Learner:
         with torch.random.fork_rng(devices=[]):
             loop.show((tokens, labels), self._task.columns(labels, self._columns))
         loop.model.eval()
+
+    def _difficulty(self, experience: Experience) -> NDArray[np.float64] | None:
+        """Measure the loss of every study before it is learned, where the memory chooses by it."""
+        memory, card = self._strategy.memory, self._adapter.card
+        if memory is None or memory.selection != "hardest":
+            return None
+        answers = binary_labels(card.task, card.classes, experience.labels)
+        return measure_difficulty(score(self._adapter, experience.tokens), answers)
 
 
 class _TrainableOnly(nn.Module):

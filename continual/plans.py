@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from continual.backbone_cards import BackboneCard
+from continual.memory_selection import MemoryPolicy
 from monitor.cohorts import Window
 
 
@@ -54,6 +56,10 @@ class EarlyStopping(BaseModel):
 AdapterKind = Literal["head", "lora", "bottleneck", "prompt", "norm", "analytic"]
 
 
+RECIPES: dict[str, dict[str, float]] = {"head": {"epochs": 30, "learning_rate": 1e-2}}
+"""What a kind of adapter learns by where the policy does not say: a head is cheap, and learns little in small steps."""
+
+
 class AdaptationPolicy(BaseModel):
     """When to adapt, and the recipe of the training."""
 
@@ -69,7 +75,7 @@ class AdaptationPolicy(BaseModel):
         "cannot forget)",
     )
     blocks: int = Field(
-        2,
+        1,
         ge=0,
         description="last transformer blocks whose entering tokens are stored, and that carry the adapter; "
         "0: embeddings alone are stored, which head and analytic need",
@@ -83,10 +89,10 @@ class AdaptationPolicy(BaseModel):
     ridge: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         "auto", description="analytic: strength of the penalty, relative to the mean variance; auto: chosen from data"
     )
-    epochs: int = Field(6, ge=1)
+    epochs: int = Field(6, ge=1, description="times that each study is learned from; left out: as RECIPES has it")
     batch_size: int = Field(32, ge=2)
-    learning_rate: float = Field(1e-3, gt=0)
-    memory_size: int = Field(150, ge=1, description="studies kept for rehearsal")
+    learning_rate: float = Field(3e-3, gt=0, description="left out: as RECIPES has it for the adapter")
+    memory: MemoryPolicy = MemoryPolicy()
     ewc_strength: float = Field(0.3, gt=0, description="EWC: weight of holding a weight of average importance")
     lwf_strength: float = Field(2.0, gt=0, description="LwF: weight of keeping the earlier answers")
     si_strength: float = Field(0.1, gt=0, description="SI: weight of holding what moving a weight has won")
@@ -99,6 +105,37 @@ class AdaptationPolicy(BaseModel):
     seed: int = 0
     early_stopping: EarlyStopping = EarlyStopping()
     limits: RunLimits = RunLimits()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_old_name(cls, given: Any) -> Any:
+        """Read ``memory_size``, as settings files named the studies of the memory before it had more limits."""
+        if not isinstance(given, dict) or "memory_size" not in given:
+            return given
+        if "memory" in given:
+            raise ValueError("memory_size is [adaptation.memory] studies by now; leave memory_size out")
+        rest = {name: value for name, value in given.items() if name != "memory_size"}
+        return rest | {"memory": {"studies": given["memory_size"]}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_recipe(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        kind = given.get("adapter", cls.model_fields["adapter"].default)
+        return RECIPES.get(kind, {}) | given
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Copy with changes; ``memory_size`` is understood here too, where pydantic would silently drop it."""
+        changes = dict(update or {})
+        if "memory_size" in changes:
+            changes["memory"] = self.memory.model_copy(update={"studies": changes.pop("memory_size")})
+        return super().model_copy(update=changes, deep=deep)
+
+    @property
+    def memory_size(self) -> int:
+        """Tell how many studies the rehearsal memory holds at most."""
+        return self.memory.studies
 
     @property
     def recipe(self) -> str:
@@ -148,7 +185,9 @@ class AdaptationRun:
     change of earlier experiences since they were learned; ``forward_transfer`` the average
     figure on an experience before it is learned, minus 0.5. ``notes`` tell what a reader should know of
     the training, a sentence each. ``backbone`` is what all of it stood on (None in runs from before cards
-    were kept).
+    were kept). ``memory_studies`` counts the studies rehearsed while training. ``memory_sha256`` names the
+    memory that the run left for the next one: ``memory_kept`` studies of ``memory_patients`` patients in
+    ``memory_bytes`` bytes.
     """
 
     plan_id: str
@@ -173,6 +212,10 @@ class AdaptationRun:
     seconds: float
     notes: tuple[str, ...] = ()
     backbone: BackboneCard | None = None
+    memory_sha256: str = ""
+    memory_kept: int = 0
+    memory_patients: int = 0
+    memory_bytes: int = 0
 
     @property
     def run_id(self) -> str:

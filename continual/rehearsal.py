@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from continual.experiences import Experience, order_for_rehearsal, share_memory
+from continual.experiences import Experience, share_memory
+from continual.memory_selection import rank_for_rehearsal
 from continual.study_loop import (
     OTHER_ROWS,
     Protecting,
@@ -37,8 +38,8 @@ class PatientBalancedMemory:
     It holds rows of its own: what was not chosen is let go.
     """
 
-    def __init__(self, max_size: int) -> None:
-        self.max_size = max_size
+    def __init__(self, max_size: int, selection: str = "reservoir") -> None:
+        self.max_size, self.selection = max_size, selection
         self.kept: list[Rows] = []
         self._next: NDArray[np.intp] = np.empty(0, dtype=np.intp)
 
@@ -50,9 +51,11 @@ class PatientBalancedMemory:
         """Count the stages that are rehearsed."""
         return sum(bool(len(rows[0])) for rows in self.kept)
 
-    def expect(self, experience: Experience, generator: np.random.Generator) -> None:
-        """Rank the studies of the stage that is shown next."""
-        self._next = order_for_rehearsal(experience.labels, experience.patient_key, generator)
+    def expect(
+        self, experience: Experience, generator: np.random.Generator, difficulty: NDArray[np.float64] | None = None
+    ) -> None:
+        """Rank the studies of the stage that is shown next; see ``rank_for_rehearsal``."""
+        self._next = rank_for_rehearsal(experience, generator, self.selection, difficulty, most=self.max_size)
 
     def update(self, rows: Rows) -> None:
         """Take in the stage that was shown: the best ranked studies of every stage within the size."""

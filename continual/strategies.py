@@ -92,7 +92,7 @@ def _both(first: Callable[[Setting], Strategy], second: Callable[[Setting], Stra
 
 
 def _memory(setting: Setting) -> PatientBalancedMemory:
-    return PatientBalancedMemory(setting.policy.memory_size)
+    return PatientBalancedMemory(setting.policy.memory.studies, setting.policy.memory.selection)
 
 
 STRATEGIES: dict[str, Callable[[Setting], Strategy]] = {

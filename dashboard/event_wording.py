@@ -37,6 +37,12 @@ EVENT_WORDS = {
     "alias.moved_outside": "MLflow changed by others",
     "user.added": "person added",
     "ward.rehearsal": "marked as a rehearsal",
+    "memory.written": "rehearsal memory written",
+    "memory.rewritten": "rehearsal memory made smaller",
+    "patient.purge_begun": "removal of a patient begun",
+    "patient.purged": "patient removed",
+    "held_out.relocked": "held-out cohort locked anew",
+    "reports.redacted": "studies taken out of reports",
 }
 MOVE_WORDS = {"first": "taken over as it was", "promote": "promoted", "rollback": "rolled back to"}
 RUN = re.compile(r"(plan-[0-9a-f]+)-(.+)-(\d+)")
@@ -107,6 +113,13 @@ EVENT_SENTENCES: dict[str, Callable[[str, dict[str, Any]], str]] = {
     "ingest.finished": _tell_finished,
     "plan.made": lambda subject, content: f"{sentence(content.get('treatment', subject))}. {content.get('reason')}",
     "held_out.locked": lambda subject, content: f"{subject}: {plural(content.get('studies', 0), 'study')}",
+    "held_out.relocked": lambda subject, content: f"{subject}: {plural(content.get('studies', 0), 'study')} left",
+    "memory.written": lambda subject, content: f"{subject}: {plural(content.get('studies', 0), 'study')}",
+    "memory.rewritten": lambda subject, content: f"{subject}: {content.get('why')}",
+    "patient.purge_begun": lambda subject, content: f"Under the sign {subject}: {content.get('reason')}",
+    "patient.purged": lambda subject, content: (
+        f"Under the sign {subject}; learned from by {plural(len(content.get('learned_from', [])), 'adapter')}"
+    ),
     "held_out.looked_at": lambda subject, content: f"{subject}, to judge {tell_run_id(content.get('run', ''))}",
     "gate.decided": lambda subject, content: (
         f"{subject}: passed, a person may sign" if content.get("promote") else f"{subject}: refused"

@@ -40,6 +40,7 @@ REASON_WORDS = {
     "image_unreadable": "image cannot be read",
     "key_conflict": "same study, other content",
     "bad_row": "row cannot be read",
+    "purged patient": "patient was removed for ever",
     "path_outside": "image path leads outside the export",
 }
 

@@ -69,7 +69,9 @@ embedding_detectors = ["embedding_shift", "alibi_lsdd"]   # our own, and one of 
 
 [adaptation]
 drifted_windows = 3
-memory_size = 250
+
+[adaptation.memory]
+studies = 250
 
 [gate]
 maximum_calibration_loss = 0.1   # Brier score; 113 held-out patients, 13 of them without a tumour, carry no less

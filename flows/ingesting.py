@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -20,7 +21,7 @@ from continual.files import content_sha256
 from continual.images import UnreadableImage
 from flows.checking import check_row, locate_image
 from flows.features import compute_features
-from flows.sources import Export, Reason, Row, RowRefused, SourceError, known_columns, open_export
+from flows.sources import KEYS, Export, Reason, Row, RowRefused, SourceError, known_columns, open_export
 from flows.ward import Ward, backbone_of
 from monitor.cohorts import Prediction
 from registry.entries import BatchSummary, QuarantinedRow
@@ -28,6 +29,7 @@ from registry.settings import ModelSettings
 
 ROWS_A_CHUNK = 5_000
 IMAGES_A_CHUNK = 256
+PURGED = "the patient was removed with `wardround memory purge`; what the row says is not kept"
 log = logging.getLogger("wardround.ingesting")
 
 
@@ -90,12 +92,13 @@ def embed_images(paths: Sequence[Path], *, ward: Ward, model: str) -> NDArray[np
 def _read_before(path: Path, *, ward: Ward, model: str) -> BatchSummary | None:
     """Say what reading an export again would come to, if nothing could come of it.
 
-    Something could where rows were refused, which may be whole by now, or where features of images are missing.
+    Something could where rows were refused, which may be whole by now, where features of images are missing, or
+    where a patient was removed since.
     """
     if not os.access(path, os.R_OK) or not path.is_file():
         return None
     done = ward.records.finished_batch(model, content_sha256(path), ward.settings.model(model))
-    if done is None or done.quarantined:
+    if done is None or done.quarantined or any(purge.at >= done.at for purge in ward.records.purges()):
         return None
     images = ward.records.images(model, done.batch_id if done.accepted == done.received else None)
     if ward.features_of(model).missing(images):
@@ -119,7 +122,13 @@ class _Intake:
 
 def _check(rows: Sequence[Row], intake: _Intake, *, export: Export, ward: Ward, model: str, at: datetime) -> None:
     settings, roots = ward.settings.model(model), (export.path.parent, ward.settings.directory)
+    was_purged = ward.records.purged_test()
     for row in rows:
+        if was_purged is not None and _is_of_purged(row, was_purged):
+            intake.refused.append(
+                QuarantinedRow(line=row.line, reason=Reason.PURGED_PATIENT, detail=PURGED, content="")
+            )
+            continue
         try:
             prediction = check_row(row, model=model, settings=settings, image_required="image" in export.columns)
             if prediction.labelled_at is not None and prediction.labelled_at > at:
@@ -130,6 +139,13 @@ def _check(rows: Sequence[Row], intake: _Intake, *, export: Export, ward: Ward, 
             intake.accepted.append((row, prediction))
         except RowRefused as error:
             intake.refuse(row, error)
+
+
+def _is_of_purged(row: Row, was_purged: Callable[[str], bool]) -> bool:
+    """Tell whether a row is of a patient who was removed; of a broken row, whether any word of it names one."""
+    if was_purged(str(row.cells.get(KEYS[1], ""))):
+        return True
+    return bool(row.problem) and any(map(was_purged, set(re.split(r"[\s,;:|\"'\[\]{}]+", row.content))))
 
 
 def _compute(intake: _Intake, *, ward: Ward, model: str, tell: Callable[[int], None]) -> None:

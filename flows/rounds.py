@@ -28,6 +28,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from continual.plans import AdaptationPlan, AdaptationRun, RunState, Treatment
 from flows.between import follow
 from flows.ingesting import ingest_export
+from flows.remembering import sweep_memories
 from flows.treating import judge, propose, treat
 from flows.ward import StepRefused, Ward, open_ward
 from flows.watching import watch, windows_to_watch
@@ -95,6 +96,7 @@ def run_round(ward: Ward, order: RoundOrder, *, at: datetime, step: Step = do_di
     A round that was killed is finished by the next one; what was watched, trained or judged already stands.
     """
     model = order.model
+    sweep_memories(ward, model, at=at)
     batches = tuple(
         step(f"ingest {path.name}", partial(ingest_export, path, model=model, ward=ward, at=at))
         for path in order.exports

@@ -63,6 +63,7 @@ class Reason(StrEnum):
     PATH_OUTSIDE = "path_outside"
     KEY_CONFLICT = "key_conflict"
     BAD_ROW = "bad_row"
+    PURGED_PATIENT = "purged patient"
 
 
 class SourceError(ValueError):

@@ -47,6 +47,13 @@ alibi_detect = true               # Business Source License: production use need
 strategies = ["naive", "replay", "ewc"]
 drifted_windows = 2               # consecutive drifted windows before a treatment is planned
 
+[adaptation.memory]               # what is kept of the past, so that a new adapter does not forget; no images
+studies = 150
+megabytes = 256                   # whichever limit is reached first
+retention_days = 730              # older studies are not taken over into the next memory
+selection = "reservoir"           # also: herding, k_centre, hardest
+quotas = ["site", "device"]       # attributes that share the memory evenly, beside the label
+
 [gate]
 margin = 0.02                     # largest loss of AUROC on an old cohort that still passes
 """

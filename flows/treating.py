@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +15,16 @@ from continual.adapter_card import Reads
 from continual.adapters import SUFFIX
 from continual.adapting import AdaptationInterrupted, Experience, adapt, not_begun
 from continual.feature_store import FeaturesMissing
-from continual.limits import RunStopped, check_room
+from continual.limits import RunStopped
 from continual.planning import plan_adaptation
 from continual.plans import AdaptationPlan, AdaptationRun, RunState, Treatment
+from flows.remembering import experience_of, keep_memory, recall
 from flows.unfinished import checkpoint_of, forget_checkpoints
 from flows.ward import (
     StepRefused,
     Ward,
     adapter_of,
     backbone_of,
-    inputs_of,
     load_role,
     score_with,
     shown_reports,
@@ -84,7 +85,7 @@ def treat(ward: Ward, plan: AdaptationPlan, strategy: str, *, at: datetime) -> A
         forget_checkpoints(ward, plan, strategy)
         return known
     try:
-        run = _train(ward, plan, strategy, champion.adapter_sha256)
+        run = _train(ward, plan, strategy, champion, at)
     except AdaptationInterrupted as stop:
         ward.records.save_run(stop.run, at)
         raise
@@ -94,16 +95,18 @@ def treat(ward: Ward, plan: AdaptationPlan, strategy: str, *, at: datetime) -> A
     return run
 
 
-def _train(ward: Ward, plan: AdaptationPlan, strategy: str, champion_sha256: str) -> AdaptationRun:
-    start, stages = adapter_of(ward, plan.model, champion_sha256), stages_of(ward, plan)
-    reads = start.card.reads
+def _train(ward: Ward, plan: AdaptationPlan, strategy: str, champion: ChampionRecord, at: datetime) -> AdaptationRun:
+    start, stages = adapter_of(ward, plan.model, champion.adapter_sha256), stages_of(ward, plan)
+    reads, names = start.card.reads, [name_of(windows) for windows in stages]
     try:
-        stream = [_experience(ward, plan.model, windows, PatientRole.LEARNING, reads) for windows in stages]
+        memory = recall(ward, champion, partial(_learned, ward, plan.model, stages[:-1]), at=at)
+        ((_, new),) = _learned(ward, plan.model, stages[-1:])
+        stream = [*map(memory.experience, names[:-1]), experience_of(ward, plan.model, names[-1], new, reads)]
         evaluation = [_experience(ward, plan.model, windows, PatientRole.REFERENCE, reads) for windows in stages]
     except (FeaturesMissing, RunStopped) as error:
-        names = tuple(map(name_of, stages))
-        return not_begun(start, plan, strategy=strategy, policy=ward.settings.adaptation, stages=names, why=str(error))
-    _, run = adapt(
+        policy = ward.settings.adaptation
+        return not_begun(start, plan, strategy=strategy, policy=policy, stages=tuple(names), why=str(error))
+    adapter, run = adapt(
         start=start,
         stream=stream,
         evaluation=evaluation,
@@ -116,8 +119,9 @@ def _train(ward: Ward, plan: AdaptationPlan, strategy: str, champion_sha256: str
         progress=ward.progress,
         checkpoint=checkpoint_of(ward, plan, strategy),
     )
-    run = replace(run, backbone=backbone_of(ward, plan.model).card)
-    return run
+    if run.state is RunState.FINISHED:
+        run = keep_memory(ward, run, adapter, memory, new, at=at)
+    return replace(run, backbone=backbone_of(ward, plan.model).card)
 
 
 def judge(ward: Ward, run: AdaptationRun, *, at: datetime) -> GateDecision:
@@ -168,15 +172,12 @@ def _finished_run(ward: Ward, plan: AdaptationPlan, strategy: str) -> Adaptation
 
 
 def _experience(ward: Ward, model: str, windows: Sequence[Window], role: PatientRole, reads: Reads) -> Experience:
-    cohort, card = _labelled_with_images(ward, model, windows, role), backbone_of(ward, model).card
-    tokens, size = (card.tokens, 2) if reads == "tokens" else (1, 4)
-    check_room(ward.settings.adaptation.limits, size * len(cohort) * tokens * card.width)
-    return Experience(
-        name=name_of(windows),
-        tokens=inputs_of(ward, model, cohort, reads),
-        labels=cohort.labels,
-        patient_key=cohort.patient_key,
-    )
+    return experience_of(ward, model, name_of(windows), _labelled_with_images(ward, model, windows, role), reads)
+
+
+def _learned(ward: Ward, model: str, stages: Sequence[Sequence[Window]]) -> list[tuple[str, Cohort]]:
+    """Give what may be learned from in some stages, each with its name."""
+    return [(name_of(windows), _labelled_with_images(ward, model, windows, PatientRole.LEARNING)) for windows in stages]
 
 
 def _labelled_with_images(ward: Ward, model: str, windows: Sequence[Window], role: PatientRole) -> Cohort:

@@ -11,6 +11,7 @@ from sqlmodel import Session, SQLModel
 
 from registry.audit import BEGINNING
 from registry.entries import RecordsError
+from registry.memory_rows import MemoryRow, PurgeRow
 from registry.rows import (
     ChampionRow,
     DecisionRow,
@@ -26,7 +27,7 @@ from registry.rows import (
     SignatureRow,
 )
 
-SCHEMA = "5"
+SCHEMA = "6"
 BUSY_SECONDS = 30
 APPEND_ONLY = (
     EventRow,
@@ -40,7 +41,25 @@ APPEND_ONLY = (
     ChampionRow,
     HeldOutRow,
     LookRow,
+    MemoryRow,
+    PurgeRow,
 )
+PURGING = "NOT EXISTS (SELECT 1 FROM removing)"
+"""Holds outside of a transaction that removes a patient; its mark cannot be committed, see ``RemovingRow``."""
+
+EXCEPTIONS = {
+    ("labels", "delete"): PURGING,
+    ("reports", "update"): f"{PURGING} OR {{more}}",
+    ("held_out", "update"): f"{PURGING} OR {{more}}",
+}
+"""When an append-only table refuses, where it does not always: a patient is removed, and the record tells of it.
+
+An update that changes what no purge may change (``MAY_CHANGE`` names the rest) is refused even then."""
+
+MAY_CHANGE = {
+    "reports": {"content"},
+    "held_out": {"manifest", "digest"},
+}
 
 NEVER = {
     "event_follows_the_newest": (
@@ -162,9 +181,10 @@ def _protect(connection: Connection) -> None:
     for row in APPEND_ONLY:
         table = SQLModel.metadata.tables[str(row.__tablename__)]
         for verb in ("update", "delete"):
-            _refuse(
-                connection, f"{table.name}_refuse_{verb}", f"{verb} ON {table.name}", f"{table.name} is append-only"
-            )
+            when = f"{verb} ON {table.name}"
+            if condition := EXCEPTIONS.get((table.name, verb)):
+                when += f" WHEN {condition.format(more=_changes_more(table))}"
+            _refuse(connection, f"{table.name}_refuse_{verb}", when, f"{table.name} is append-only")
         _refuse(
             connection,
             f"{table.name}_refuse_replace",
@@ -177,6 +197,12 @@ def _protect(connection: Connection) -> None:
 
 def _refuse(connection: Connection, name: str, when: str, why: str) -> None:
     connection.execute(text(f"CREATE TRIGGER {name} BEFORE {when} BEGIN SELECT RAISE(ABORT, '{why}'); END"))
+
+
+def _changes_more(table: Table) -> str:
+    """Say that an update changes a column that no purge may change."""
+    fixed = [column.name for column in table.columns if column.name not in MAY_CHANGE.get(table.name, ())]
+    return " OR ".join(f'NEW."{name}" IS NOT OLD."{name}"' for name in fixed)
 
 
 def _already_there(table: Table) -> Iterator[str]:

@@ -102,6 +102,40 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryVersion:
+    """The rehearsal memory beside an adapter: whose it is, its name, and why this version was made.
+
+    ``made_by`` is the run that left it, or "version 1" of an adapter that was live before.
+    """
+
+    model: str
+    adapter_sha256: str
+    made_by: str
+    sha256: str
+    why: str
+    studies: int
+    patients: int
+    bytes: int
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purge:
+    """The removal of one patient, whom nobody can name from it; ``state`` is begun or done.
+
+    ``adapters`` and ``counts`` are JSON: who learned from the patient, and what was removed.
+    """
+
+    patient_hmac: str
+    state: str
+    actor: str
+    reason: str
+    adapters: str
+    counts: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AlarmEntry:
     """Where a model's alarm stood after a window, under the version that was live in it.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hmac
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -17,12 +18,15 @@ from monitor.labels import LabelArrival, measure_arrival
 from monitor.tasks import TASKS
 from registry.entries import BatchSummary, QuarantinedRow, RecordsError
 from registry.ledger import Ledger
-from registry.rows import BatchRow, EventRow, LabelRow, ModelRow, PredictionRow, QuarantineRow, sha256
+from registry.memory_rows import PurgeRow
+from registry.rows import BatchRow, EventRow, LabelRow, MetaRow, ModelRow, PredictionRow, QuarantineRow, sha256
 from registry.settings import ModelSettings
 
 VALUES_AT_ONCE = 500
 COLUMNS = ("study_uid", "patient_key", "produced_at", "scores", "attributes", "image_sha256")
 REHEARSAL = "ward.rehearsal"
+PURGE_KEY = "purge_key"
+"""Names the secret in the meta table by which removed patients are recognised."""
 
 
 class Holdings(Ledger):
@@ -47,6 +51,11 @@ class Holdings(Ledger):
         with self._reading() as session:
             row = session.exec(select(BatchRow).where(same, col(BatchRow.finished))).first()
             return None if row is None else row.value()
+
+    def purged_test(self) -> Callable[[str], bool] | None:
+        """Give a question that tells of a key whether its patient was removed; None while nobody was."""
+        with self._reading() as session:
+            return ask_purged(session)
 
     def images(self, model: str, batch_id: int | None = None) -> list[str]:
         """List the content hashes of the images of a model, or only of those that one batch brought."""
@@ -160,6 +169,27 @@ def settings_of(session: Session, model: str) -> ModelSettings:
 def was_rehearsed(session: Session) -> bool:
     """Tell whether the mark of a rehearsal stands in the chain."""
     return session.exec(select(EventRow.seq).where(EventRow.kind == REHEARSAL).limit(1)).first() is not None
+
+
+def ask_purged(session: Session) -> Callable[[str], bool] | None:
+    """Give a question that tells of a key whether its patient was removed; None while nobody was.
+
+    Raises:
+        RecordsError: the secret is gone, without which nobody who was removed can be recognised.
+    """
+    known = set(session.exec(select(PurgeRow.patient_hmac)))
+    if not known:
+        return None
+    key = session.get(MetaRow, PURGE_KEY)
+    if key is None:
+        raise RecordsError("the key by which removed patients are recognised is gone; restore a backup of the records")
+    secret = key.value
+    return lambda text: hash_patient(secret, text.strip()) in known
+
+
+def hash_patient(secret: str, patient: str) -> str:
+    """Name a removed patient so that only who holds the records' secret can tell who it is (HMAC-SHA-256)."""
+    return hmac.digest(bytes.fromhex(secret), b"wardround purge\x00" + patient.encode(), "sha256").hex()
 
 
 def in_chunks(values: Sequence[Any]) -> Iterator[Sequence[Any]]:

@@ -18,7 +18,7 @@ from monitor.tasks import TASKS
 from registry.arrivals import Key, Reading, Sorted, Stored, sort_arrivals
 from registry.audit import canonical_json
 from registry.entries import BatchSummary, Counts, QuarantinedRow, RecordsError
-from registry.holdings import REHEARSAL, Holdings, in_chunks, settings_of, was_rehearsed
+from registry.holdings import REHEARSAL, Holdings, ask_purged, in_chunks, settings_of, was_rehearsed
 from registry.rows import BatchRow, LabelRow, ModelRow, PredictionRow, QuarantineRow, sha256
 from registry.settings import ModelSettings
 
@@ -83,12 +83,13 @@ class Intake(Holdings):
 
         Raises:
             ValueError: a prediction is of another model or of another shape; nothing of the chunk was kept.
-            RecordsError: the batch was not begun.
+            RecordsError: the batch was not begun, or a patient was removed while the export was read.
         """
         reading = self._reading_of(batch_id)
         with self._writing() as session:
             batch = session.get_one(BatchRow, batch_id)
             settings = settings_of(session, batch.model)
+            _check_nobody_purged(session, predictions)
             for prediction in predictions:
                 _check_prediction(prediction, batch.model, settings)
             known = _known(session, batch.model, [prediction.study_uid for prediction in predictions])
@@ -184,6 +185,13 @@ def _check_change(name: str, old: ModelSettings, new: ModelSettings) -> None:
             f"{', '.join(changed)} of model {name!r} cannot change while predictions are stored; "
             "watch it under another name"
         )
+
+
+def _check_nobody_purged(session: Session, predictions: Sequence[Prediction]) -> None:
+    """Refuse whoever was removed between the reading of a row and this transaction."""
+    was_purged = ask_purged(session)
+    if was_purged is not None and any(was_purged(prediction.patient_key) for prediction in predictions):
+        raise RecordsError("a patient was removed while the export was read; ingest it again")
 
 
 def _check_prediction(prediction: Prediction, model: str, settings: ModelSettings) -> None:

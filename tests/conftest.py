@@ -482,7 +482,8 @@ drifted_windows = 2
 minimum_labels = 20
 epochs = 12
 learning_rate = 0.003
-memory_size = 60
+[adaptation.memory]
+studies = 60
 [gate]
 margin = 0.1
 maximum_forgetting = 0.1
