@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from continual.worklists import LabelPolicy
 from monitor.cohorts import Window
 
 
@@ -45,11 +46,12 @@ class AdaptationPolicy(BaseModel):
         10_000.0, gt=0, description="EWC's lambda; importances are squared gradients of batch means, hence its size"
     )
     seed: int = 0
+    labels: LabelPolicy = LabelPolicy()
 
     @property
     def recipe(self) -> str:
         """Identify what shapes a training, apart from strategy and data, by six hexadecimal digits."""
-        shaping = self.model_dump(mode="json", exclude={"strategies", "drifted_windows", "minimum_labels"})
+        shaping = self.model_dump(mode="json", exclude={"strategies", "drifted_windows", "minimum_labels", "labels"})
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:6]
 
 

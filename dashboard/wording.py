@@ -41,6 +41,10 @@ REASON_WORDS = {
     "key_conflict": "same study, other content",
     "bad_row": "row cannot be read",
     "path_outside": "image path leads outside the export",
+    "unknown_study": "study is not known here",
+    "not_asked": "study stands on no worklist",
+    "readers_disagree": "readers disagree",
+    "labelled_differently": "labelled differently before",
 }
 
 

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+
+from flows.label_commands import labels
+from flows.terminal import (
+    FIRST,
+    LOOK,
+    ROUND,
+    SIGN,
+    TREAT,
+    AsJson,
+    Directory,
+    Model,
+    Who,
+    screen,
+    warnings_screen,
+)
+from flows.terminal import errors_in_one_line as _errors_in_one_line
+from flows.terminal import escape as _escape
+from flows.terminal import model_named as _model
+from flows.terminal import opened as _opened
+from flows.terminal import plain as _plain
+from flows.terminal import print_json as _print_json
+from flows.terminal import show as _show
 
 HELP = """Ward rounds for deployed medical-imaging AI.
 
@@ -38,18 +56,7 @@ policy = typer.Typer(help="What the policy in wardround.toml means in practice."
 application.add_typer(audit, name="audit")
 application.add_typer(user, name="user")
 application.add_typer(policy, name="policy")
-
-FIRST, ROUND, TREAT, SIGN, LOOK = "Start here", "Watch", "Treat", "Sign and promote", "Look"
-
-Directory = Annotated[
-    Path, typer.Option("--dir", envvar="WARDROUND_DIR", help="Folder that holds wardround.toml and everything stored.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables for people.")]
-Model = Annotated[str, typer.Option("--model", "-m", help="Which model; may be left out when there is only one.")]
-Who = Annotated[str, typer.Option("--by", help="Your user name, as `wardround user add` wrote it.")]
-
-screen = Console(emoji=False)
-warnings_screen = Console(stderr=True, emoji=False)
+application.add_typer(labels, name="labels")
 
 
 def main() -> None:
@@ -427,41 +434,6 @@ def dashboard(
         raise typer.Exit(subprocess.call(command))
 
 
-@contextmanager
-def _opened(directory: Path) -> Iterator[Any]:
-    with _errors_in_one_line():
-        from flows.progress import show_progress
-        from flows.ward import open_ward
-
-        with show_progress(warnings_screen):
-            yield open_ward(directory)
-
-
-@contextmanager
-def _errors_in_one_line() -> Iterator[None]:
-    from flows.failures import KNOWN
-
-    try:
-        yield
-    except KNOWN as error:
-        text = " ".join(str(error).split())  # one line, whatever a library put into it
-        warnings_screen.print(f"[bold red]Error:[/bold red] {_escape(text)}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        warnings_screen.print("Interrupted. What was committed is kept; run the same command to go on.")
-        raise typer.Exit(130) from None
-
-
-def _model(ward: Any, name: str) -> str:
-    models: list[str] = list(ward.settings.models)
-    if not name and len(models) == 1:
-        return models[0]
-    if not name and models:
-        raise ValueError(f"there are several models ({', '.join(models)}); name one with --model")
-    ward.settings.model(name)
-    return name
-
-
 def _told(change: Any) -> dict[str, Any]:
     return {name: getattr(change, name) for name in ("description", "strength", "needs", "asks", "takes")}
 
@@ -485,27 +457,6 @@ def _sign(directory: Path, decision_id: str, by: str, meaning: str, *, approved:
         sign = approvals.approve if approved else approvals.reject
         sign(ward.records, decision_id, user=by, password=password, meaning=meaning, at=datetime.now(UTC))
         screen.print(f"{'Approved' if approved else 'Rejected'} by {by}: {meaning}", markup=False, highlight=False)
-
-
-def _show(as_json: bool, value: Any, show: Any) -> None:
-    if as_json:
-        _print_json(_plain(value))
-    else:
-        show(screen, value)
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    from flows.status import plain
-
-    return plain(value)
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 def _tell_unexpected(kind: type[BaseException], error: BaseException, trace: Any) -> None:

@@ -14,6 +14,7 @@ from continual.adapters import SUFFIX
 from continual.adapting import Experience, adapt
 from continual.planning import plan_adaptation
 from continual.plans import AdaptationPlan, AdaptationRun, RunState, Treatment
+from flows.labelling import open_worklists
 from flows.ward import (
     StepRefused,
     Ward,
@@ -54,6 +55,7 @@ def propose(ward: Ward, model: str, *, by: str, at: datetime) -> AdaptationPlan 
         policy=ward.settings.adaptation,
         labelled=labelled,
         proposed_by=by,
+        waiting=open_worklists(ward, model, at=at),
     )
     if plan is None:
         return None

@@ -21,12 +21,14 @@ from registry.rows import (
     LookRow,
     MetaRow,
     PlanRow,
+    ReadingRow,
     ReportRow,
     RunRow,
     SignatureRow,
+    WorklistRow,
 )
 
-SCHEMA = "5"
+SCHEMA = "6"
 BUSY_SECONDS = 30
 APPEND_ONLY = (
     EventRow,
@@ -40,6 +42,8 @@ APPEND_ONLY = (
     ChampionRow,
     HeldOutRow,
     LookRow,
+    WorklistRow,
+    ReadingRow,
 )
 
 NEVER = {
