@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from math import ceil
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,9 +122,8 @@ def draw_worklist(
 
 
 def studies_to_ask(to_learn_from: int, policy: LabelPolicy) -> int:
-    """Say how many studies a worklist needs so that so many of them are to learn from."""
-    n = ceil(to_learn_from / (1 - policy.random_share))
-    return next(m for m in range(max(n - 1, 0), n + 2) if m - round(m * policy.random_share) >= to_learn_from)
+    """Say how many studies a worklist must have so that so many of them are to learn from."""
+    return next(n for n in count(to_learn_from) if n - round(n * policy.random_share) >= to_learn_from)
 
 
 def _choose(
@@ -132,6 +131,8 @@ def _choose(
 ) -> list[WorklistItem]:
     """Choose among learning patients; what was read of others is not looked at, so that nothing of them is used."""
     rows = np.flatnonzero(learning)
+    if not len(rows):
+        return []
     mine = Pool(
         study_uid=pool.study_uid[rows],
         patient_key=pool.patient_key[rows],
