@@ -386,7 +386,7 @@ def test_a_window_is_measured_by_those_nobody_could_choose_and_becomes_due_once(
     ward = waiting.ward
     watch(ward, "bright-left", WEEK, at=AT)
     assert WEEK not in windows_to_watch(ward, "bright-left", until=WEEK.end)
-    done = request(ward, 80)
+    done = request(ward, 46)
     take(ward, fill(done.path))
     assert WEEK in windows_to_watch(ward, "bright-left", until=WEEK.end)
     report = watch(ward, "bright-left", WEEK, at=AT)
