@@ -116,7 +116,7 @@ def draw_worklist(
     random_part = [
         _item(pool, int(row), Part.RANDOM, f"drawn at random, {len(drawn)} of {len(frame)}", chance) for row in drawn
     ]
-    chosen_part = _choose(pool, learning, n - wanted, policy, generator)
+    chosen_part = _choose(pool, learning, n - wanted, policy)
     items = [*random_part, *chosen_part]
     return tuple(items[place] for place in generator.permutation(len(items))), len(frame)
 
@@ -126,9 +126,7 @@ def studies_to_ask(to_learn_from: int, policy: LabelPolicy) -> int:
     return next(n for n in count(to_learn_from) if n - round(n * policy.random_share) >= to_learn_from)
 
 
-def _choose(
-    pool: Pool, learning: NDArray[np.bool_], n: int, policy: LabelPolicy, generator: np.random.Generator
-) -> list[WorklistItem]:
+def _choose(pool: Pool, learning: NDArray[np.bool_], n: int, policy: LabelPolicy) -> list[WorklistItem]:
     """Choose among learning patients; what was read of others is not looked at, so that nothing of them is used."""
     rows = np.flatnonzero(learning)
     if not len(rows):
@@ -148,9 +146,7 @@ def _choose(
         n,
         floor=policy.smallest_quota,
     )
-    chosen = choose_studies(
-        mine, n, method=policy.method, quotas=quotas, near_duplicate=policy.near_duplicate, generator=generator
-    )
+    chosen = choose_studies(mine, n, method=policy.method, quotas=quotas, near_duplicate=policy.near_duplicate)
     return [_item(mine, int(row), Part.CHOSEN, _tell(mine, int(row), policy)) for row in chosen]
 
 
