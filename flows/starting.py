@@ -41,6 +41,10 @@ alibi_detect = true               # Business Source License: production use need
 strategies = ["naive", "replay", "ewc"]
 drifted_windows = 2               # consecutive drifted windows before a treatment is planned
 
+[adaptation.labels]               # what `wardround labels request` asks the reading room for
+random_share = 0.5                # read to measure without bias; the rest is chosen to learn from
+subgroups = []                    # attributes whose values each get their share, such as "site"
+
 [gate]
 margin = 0.02                     # largest loss of AUROC on an old cohort that still passes
 """
