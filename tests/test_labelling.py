@@ -235,6 +235,22 @@ def test_the_same_file_again_changes_nothing(waiting: Any) -> None:
     assert waiting.rows() == before
 
 
+def test_an_import_that_was_interrupted_ends_as_an_undisturbed_one(waiting: Any) -> None:
+    ward = waiting.ward
+    path = fill(request(ward).path)
+    file = read_worklist_file(path, ward.settings.model(waiting.model))
+    batch = ward.records.begin_batch(waiting.model, file.name, file.content_sha256, AT)
+    known = ward.records.known_studies(waiting.model, [row.cells["study_uid"] for row in file.rows], batch_id=batch)
+    half = [known[row.cells["study_uid"]].answers[0] for row in file.rows[:10]]
+    labels = [(int(truth(answer.study_uid) == "yes"),) for answer in half]
+    told = [one.model_copy(update={"labels": label}) for one, label in zip(half, labels, strict=True)]
+    ward.records.add_predictions(batch, told, AT)  # and here the process was killed
+    assert parts(take(waiting.ward, path)) == (24, 0, 0, 0, 0)
+    assert parts(take(waiting.ward, path)) == (0, 24, 0, 0, 0)
+    (done,) = [one for one in ward.records.batches(waiting.model) if one.source == path.name]
+    assert (done.received, done.labelled) == (24, 24)
+
+
 def test_a_worklist_may_come_back_in_parts(waiting: Any) -> None:
     ward = waiting.ward
     done = request(ward)
