@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from continual.label_uses import OpenWorklist, missing_labels, tell_missing
 from continual.plans import AdaptationPlan, AdaptationPolicy, Treatment
 from monitor.results import DriftResult, Harm, Source, Verdict, WindowReport
 
 
-def plan_adaptation(
+def plan_adaptation(  # noqa: PLR0913 - the evidence has so many parts
     reports: Sequence[WindowReport],
     *,
     model: str,
@@ -16,10 +17,12 @@ def plan_adaptation(
     policy: AdaptationPolicy,
     labelled: int,
     proposed_by: str,
+    waiting: Sequence[OpenWorklist] = (),
 ) -> AdaptationPlan | None:
     """Choose a treatment from the champion's reports; None where the last window that has a verdict is quiet.
 
-    ``labelled`` counts the labelled studies of learning patients in the drifted windows. The adapter is
+    ``labelled`` counts the labelled studies of learning patients in the drifted windows, ``waiting`` are worklists
+    that have not come back. The adapter is
     updated only when drift is there in enough consecutive windows, harm is sure, and labels suffice;
     otherwise the plan says to watch longer, and what is missing. A window with NOT_ENOUGH_DATA neither
     breaks a row of drifted windows nor counts in it.
@@ -29,7 +32,7 @@ def plan_adaptation(
         return None
     found = [(report, result) for report in drifted for result in report.results if result.verdict is Verdict.DRIFT]
     harms = [harm for report in drifted for harm in _sure_harms(report)]
-    lacking = _what_is_lacking(len(drifted), harms, labelled, policy)
+    lacking = _what_is_lacking(len(drifted), harms, labelled, policy, waiting)
     treatment = Treatment.WATCH_LONGER if lacking else Treatment.UPDATE_ADAPTER
     return AdaptationPlan(
         model=model,
@@ -62,14 +65,16 @@ def _sure_harms(report: WindowReport) -> list[Harm]:
     ]
 
 
-def _what_is_lacking(windows: int, harms: Sequence[Harm], labelled: int, policy: AdaptationPolicy) -> str:
+def _what_is_lacking(
+    windows: int, harms: Sequence[Harm], labelled: int, policy: AdaptationPolicy, waiting: Sequence[OpenWorklist]
+) -> str:
     """Say why the adapter is not updated yet; empty where nothing is lacking."""
     if windows < policy.drifted_windows:
         return f"{policy.drifted_windows} consecutive windows with drift are asked for before anything is changed"
     if not harms:
         return "no loss of performance is sure, realised or estimated, so that a change could only risk what works"
     if labelled < policy.minimum_labels:
-        return f"{labelled} labelled studies to learn from are too few, {policy.minimum_labels} are asked for"
+        return tell_missing(missing_labels(labelled, policy.minimum_labels, waiting), policy.labels)
     return ""
 
 

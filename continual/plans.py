@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from continual.backbone_cards import BackboneCard
 from continual.memory_selection import MemoryPolicy
+from continual.worklists import LabelPolicy
 from monitor.cohorts import Window
 
 
@@ -55,6 +56,9 @@ class EarlyStopping(BaseModel):
 
 AdapterKind = Literal["head", "lora", "bottleneck", "prompt", "norm", "analytic"]
 
+
+NOT_SHAPING = {"strategies", "drifted_windows", "minimum_labels", "limits", "labels"}
+"""What of a policy leaves a training as it is."""
 
 RECIPES: dict[str, dict[str, float]] = {"head": {"epochs": 30, "learning_rate": 1e-2}}
 """What a kind of adapter learns by where the policy does not say: a head is cheap, and learns little in small steps."""
@@ -105,6 +109,7 @@ class AdaptationPolicy(BaseModel):
     seed: int = 0
     early_stopping: EarlyStopping = EarlyStopping()
     limits: RunLimits = RunLimits()
+    labels: LabelPolicy = LabelPolicy()
 
     @model_validator(mode="before")
     @classmethod
@@ -140,7 +145,9 @@ class AdaptationPolicy(BaseModel):
     @property
     def recipe(self) -> str:
         """Identify what shapes a training, apart from strategy and data, by six hexadecimal digits."""
-        shaping = self.model_dump(mode="json", exclude={"strategies", "drifted_windows", "minimum_labels", "limits"})
+        shaping = self.model_dump(
+            mode="json", exclude={"strategies", "drifted_windows", "minimum_labels", "limits", "labels"}
+        )
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:6]
 
 

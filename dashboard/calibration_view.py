@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import streamlit as st
 
@@ -45,6 +47,7 @@ def show_calibration(report: WindowReport, finding: str) -> None:
 def _show_reliability(report: WindowReport, finding: str) -> None:
     settings, records = store()
     cohort = records.load_cohort(report.model, window=report.window)
+    cohort = replace(cohort, labels=records.labels_to_measure(report.model, cohort, settings.roles))
     bins = [
         one
         for one in bin_reliability(cohort, policy=settings.drift, generator=np.random.default_rng(settings.drift.seed))

@@ -42,6 +42,10 @@ REASON_WORDS = {
     "bad_row": "row cannot be read",
     "purged patient": "patient was removed for ever",
     "path_outside": "image path leads outside the export",
+    "unknown_study": "study is not known here",
+    "not_asked": "study stands on no worklist",
+    "readers_disagree": "readers disagree",
+    "labelled_differently": "labelled differently before",
 }
 
 

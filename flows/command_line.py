@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from continual.strategy_cards import CARDS
+from flows.label_commands import labels
 from flows.memory_commands import memory
 from flows.terminal import (
     FIRST,
@@ -58,6 +59,7 @@ application.add_typer(audit, name="audit")
 application.add_typer(user, name="user")
 application.add_typer(policy, name="policy")
 application.add_typer(memory, name="memory")
+application.add_typer(labels, name="labels")
 
 
 def main() -> None:

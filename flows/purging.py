@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from continual.feature_store import FeatureStore
+from continual.files import write_atomically
 from continual.memory_store import MemoryRefused, list_memories, read_manifest, remove_memory, sweep_columns
 from continual.plans import AdaptationRun, RunState
 from flows.remembering import memories_in, rewrite_memory
@@ -286,6 +287,18 @@ def _from_checkpoints(ward: Ward, subject: Subject, actor: str, at: datetime) ->
     return _remove_files(ward.settings.directory.rglob("*.checkpoint.safetensors"))
 
 
+def _from_worklists(ward: Ward, subject: Subject, actor: str, at: datetime) -> int:
+    """Take a patient's lines out of the worklists that lie in the ward, filled in or not."""
+    names, removed = [name.encode() for name in subject.names], 0
+    for path in sorted((ward.settings.directory / "worklists").glob("*.csv")):
+        lines = path.read_bytes().splitlines(keepends=True)
+        left = [line for line in lines if not any(name in line for name in names)]
+        if len(left) < len(lines):
+            write_atomically(path, b"".join(left))
+            removed += len(lines) - len(left)
+    return removed
+
+
 def _remove_files(paths: Any) -> int:
     files = [path for path in paths if path.is_file()]
     for path in files:
@@ -299,6 +312,7 @@ PLACES: dict[str, Callable[[Ward, Subject, str, datetime], int]] = {
     "references": _from_references,
     "pages": _from_pages,
     "checkpoints": _from_checkpoints,
+    "worklist files": _from_worklists,
 }
 """Where a patient is removed from beside the records' own tables (``registry.purging``); add a place here."""
 

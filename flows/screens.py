@@ -222,6 +222,10 @@ def show_status(screen: Console, status: dict[str, Any]) -> None:
         if state["labels"]:
             arrival = LabelArrival(**state["labels"] | {"window": Window.from_key(state["labels"]["window"])})
             screen.print(Text(f"\n{tell_arrival(arrival)}"))
+        for worklist in state["worklists"]:
+            screen.print(Text(worklist_text(worklist)))
+        if state["labels_needed"]:
+            screen.print(Text.assemble(("Labels: ", "bold"), state["labels_needed"]))
         if state["plans"]:
             _show_newest_plan(screen, state)
         for signature in state["signatures"]:
@@ -275,6 +279,14 @@ def alarms_text(alarms: dict[str, Any]) -> Text:
     if alarms["open_since"] is None:
         return Text(told)
     return Text(f"{told} One is open since {short_window(alarms['open_since'])}.", COLOURS[Verdict.DRIFT])
+
+
+def worklist_text(worklist: dict[str, Any]) -> str:
+    """Say how much of an open worklist has come back, and how old it is."""
+    return (
+        f"Worklist {worklist['worklist_id']}, {worklist['days']} days old: {worklist['returned']} of "
+        f"{worklist['asked']} studies have come back ({worklist['return_rate']:.0%})."
+    )
 
 
 def _show_newest_plan(screen: Console, state: dict[str, Any]) -> None:

@@ -62,6 +62,10 @@ class Reason(StrEnum):
     NOT_FINITE_EMBEDDING = "not_finite_embedding"
     PATH_OUTSIDE = "path_outside"
     KEY_CONFLICT = "key_conflict"
+    UNKNOWN_STUDY = "unknown_study"
+    NOT_ASKED = "not_asked"
+    READERS_DISAGREE = "readers_disagree"
+    LABELLED_DIFFERENTLY = "labelled_differently"
     BAD_ROW = "bad_row"
     PURGED_PATIENT = "purged patient"
 

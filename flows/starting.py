@@ -54,6 +54,10 @@ retention_days = 730              # older studies are not taken over into the ne
 selection = "reservoir"           # also: herding, k_centre, hardest
 quotas = ["site", "device"]       # attributes that share the memory evenly, beside the label
 
+[adaptation.labels]               # what `wardround labels request` asks the reading room for
+random_share = 0.5                # read to measure without bias; the rest is chosen to learn from
+subgroups = []                    # attributes whose values each get their share, such as "site"
+
 [gate]
 margin = 0.02                     # largest loss of AUROC on an old cohort that still passes
 """

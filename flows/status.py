@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
-from datetime import datetime
+from datetime import UTC, date, datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from continual.label_uses import OpenWorklist
 from continual.plans import AdaptationPlan, AdaptationRun
+from flows.labelling import open_worklists, tell_need
 from flows.ward import Ward, shown_reports
 from monitor.alarms import count_alarms
 from monitor.cohorts import Window, span_of
@@ -30,12 +32,15 @@ WARNED = "stream.warned"
 """The event of an early warning."""
 
 
-def status_of(ward: Ward) -> dict[str, Any]:
-    """Collect, for each model, windows with verdicts, plans, runs, decisions, signatures and the champion."""
-    return {model: _status_of_model(ward, model) for model in ward.settings.models}
+def status_of(ward: Ward, *, at: datetime | None = None) -> dict[str, Any]:
+    """Collect, for each model, windows with verdicts, plans, runs, decisions, signatures and the champion.
+
+    Worklists are as old as they are ``at`` a moment, by default now.
+    """
+    return {model: _status_of_model(ward, model, at or datetime.now(UTC)) for model in ward.settings.models}
 
 
-def _status_of_model(ward: Ward, model: str) -> dict[str, Any]:
+def _status_of_model(ward: Ward, model: str, at: datetime) -> dict[str, Any]:
     records = ward.records
     champion = records.champion(model)
     decisions = records.decisions(model)
@@ -57,6 +62,8 @@ def _status_of_model(ward: Ward, model: str) -> dict[str, Any]:
                 for report in reports
             ],
             "labels": records.label_arrival(model, span_of([r.window for r in reports])) if reports else None,
+            "worklists": open_worklists(ward, model, at=at),
+            "labels_needed": tell_need(ward, model, at=at),
             "plans": records.plans(model),
             "runs": records.runs(model),
             "decisions": decisions,
@@ -138,11 +145,12 @@ DERIVED: dict[type, tuple[str, ...]] = {
     AdaptationRun: ("run_id",),
     GateDecision: ("decision_id", "digest", "reasons"),
     StreamScore: ("told",),
+    OpenWorklist: ("return_rate",),
 }
 WRITERS: dict[type, Callable[[Any], Any]] = {
     Window: lambda window: window.key,
     Enum: lambda member: member.value,
-    datetime: lambda moment: moment.isoformat(),
+    date: lambda moment: moment.isoformat(),  # a datetime is a date too
     Path: str,
     BaseModel: lambda model: model.model_dump(mode="json"),
 }

@@ -18,6 +18,7 @@ from continual.feature_store import FeaturesMissing
 from continual.limits import RunStopped
 from continual.planning import plan_adaptation
 from continual.plans import AdaptationPlan, AdaptationRun, RunState, Treatment
+from flows.labelling import open_worklists
 from flows.remembering import experience_of, keep_memory, recall
 from flows.unfinished import checkpoint_of, forget_checkpoints
 from flows.ward import (
@@ -60,6 +61,7 @@ def propose(ward: Ward, model: str, *, by: str, at: datetime) -> AdaptationPlan 
         policy=ward.settings.adaptation,
         labelled=labelled,
         proposed_by=by,
+        waiting=open_worklists(ward, model, at=at),
     )
     if plan is None:
         return None

@@ -132,8 +132,15 @@ def windows_of(ward: Ward, model: str, version: str) -> tuple[Window, ...]:
 
 
 def load_role(ward: Ward, model: str, windows: Sequence[Window], role: PatientRole | None) -> Cohort:
-    """Load the studies of some windows with embeddings; with a role, only its patients."""
-    cohort = concatenate([ward.records.load_cohort(model, window=window) for window in windows])
+    """Load the studies of some windows with embeddings; with a role, only its patients.
+
+    Without a role it is to measure by, and labels that studies were chosen for are left out, window by window.
+    """
+    cohorts = [ward.records.load_cohort(model, window=window) for window in windows]
+    if role is None:
+        shares = ward.settings.roles
+        cohorts = [replace(one, labels=ward.records.labels_to_measure(model, one, shares)) for one in cohorts]
+    cohort = concatenate(cohorts)
     if role is not None:
         cohort = cohort.select(np.asarray(roles_of(cohort.patient_key, ward.settings.roles) == role))
     return load_features(cohort, ward.features_of(model))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def watch(ward: Ward, model: str, window: Window, *, at: datetime) -> WindowRepo
     Watching a window twice keeps one report; the second replaces nothing and adds no event unless
     studies or labels have come since.
     """
-    version = version_in(ward, model, window)
+    version, (_, labels) = version_in(ward, model, window), ward.records.count(model, window)
     reference = reference_of(ward, model, version)
     current = load_role(ward, model, [window], None)
     ward.progress(f"Watching {window.key}: what counts as a change", 0, 0)
@@ -38,6 +39,8 @@ def watch(ward: Ward, model: str, window: Window, *, at: datetime) -> WindowRepo
         background=background,
         progress=lambda what: ward.progress(f"Watching {window.key}: {what}", 0, 0),
     )
+    # also those that may not be measured by have been seen, or the window would be due for ever
+    report = replace(report, n_labels=labels)
     if ward.settings.drift.evidently and len(current):
         ward.progress(f"Watching {window.key}: Evidently report", 0, 0)
         smallest = ward.settings.drift.smallest_cell

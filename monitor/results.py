@@ -238,7 +238,8 @@ class ExampleStudy:
 class WindowReport:
     """Everything one visit measured in one window; ``verdict`` is the headline and ``reason`` says why.
 
-    ``n_labelled`` counts the studies whose every label is known, ``n_labels`` the known labels of all findings.
+    ``n_labelled`` counts the studies whose every label is known and may be measured by, ``n_labels`` the known labels
+    of all findings, whether the figures rest on them or not.
     """
 
     model: str

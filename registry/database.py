@@ -22,9 +22,11 @@ from registry.rows import (
     LookRow,
     MetaRow,
     PlanRow,
+    ReadingRow,
     ReportRow,
     RunRow,
     SignatureRow,
+    WorklistRow,
 )
 
 SCHEMA = "6"
@@ -43,6 +45,8 @@ APPEND_ONLY = (
     LookRow,
     MemoryRow,
     PurgeRow,
+    WorklistRow,
+    ReadingRow,
 )
 PURGING = "NOT EXISTS (SELECT 1 FROM removing)"
 """Holds outside of a transaction that removes a patient; its mark cannot be committed, see ``RemovingRow``."""
@@ -51,6 +55,8 @@ EXCEPTIONS = {
     ("labels", "delete"): PURGING,
     ("reports", "update"): f"{PURGING} OR {{more}}",
     ("held_out", "update"): f"{PURGING} OR {{more}}",
+    ("worklists", "update"): f"{PURGING} OR {{more}}",
+    ("readings", "delete"): PURGING,
 }
 """When an append-only table refuses, where it does not always: a patient is removed, and the record tells of it.
 
@@ -59,6 +65,7 @@ An update that changes what no purge may change (``MAY_CHANGE`` names the rest) 
 MAY_CHANGE = {
     "reports": {"content"},
     "held_out": {"manifest", "digest"},
+    "worklists": {"content"},
 }
 
 NEVER = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from monitor.alarms import AlarmState
-from monitor.cohorts import Window
+from monitor.cohorts import Prediction, Window
 
 
 class RecordsError(ValueError):
@@ -60,6 +60,31 @@ class BatchSummary:
     def __post_init__(self) -> None:
         if self.received != self.accepted + self.labelled + self.duplicate + self.conflict + self.quarantined:
             raise ValueError(f"rows were lost or counted twice in {self.source}: {self}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyReading:
+    """What one reader said about one study of a worklist; ``labels`` is JSON, null where nothing was said.
+
+    ``read_at`` is when it was read, in UTC; where nobody said, when it was imported.
+    """
+
+    model: str
+    worklist_id: str
+    study_uid: str
+    reader: str
+    read_at: datetime
+    labels: str
+    comment: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownStudy:
+    """Every stored answer about one study, with the labels known by now (None: no label yet) and its worklist."""
+
+    answers: tuple[Prediction, ...]
+    labels: tuple[int | None, ...]
+    worklist_id: str
 
 
 ROLES = ("engineer", "quality officer", "clinician", "administrator", "auditor")

@@ -28,7 +28,9 @@ from registry.rows import (
     MetaRow,
     PredictionRow,
     QuarantineRow,
+    ReadingRow,
     ReportRow,
+    WorklistRow,
     sha256,
     to_json,
 )
@@ -222,11 +224,27 @@ def _delete_rows(session: Session, subject: Subject) -> Counter[str]:
     counts["labels"] = session.exec(delete(LabelRow).where(col(LabelRow.prediction_id).in_(mine))).rowcount
     gone = delete(PredictionRow).where(col(PredictionRow.patient_key) == subject.patient)
     counts["predictions"] = session.exec(gone).rowcount
+    for some in in_chunks(sorted(subject.studies)):
+        counts["readings"] += session.exec(delete(ReadingRow).where(col(ReadingRow.study_uid).in_(some))).rowcount
+    counts["worklists"] = _strike_from_worklists(session, subject)
     named = [row.id for row in session.exec(select(QuarantineRow)) if _names(row, subject)]
     for some in in_chunks(named):
         session.exec(delete(QuarantineRow).where(col(QuarantineRow.id).in_(some)))
     counts["quarantine"] = len(named)
     return counts
+
+
+def _strike_from_worklists(session: Session, subject: Subject) -> int:
+    """Take a patient's studies off every worklist; returns how many were on one."""
+    struck = 0
+    for row in session.exec(select(WorklistRow)).all():
+        worklist = row.value()
+        left = tuple(item for item in worklist.items if item.study_uid not in subject.studies)
+        if len(left) < len(worklist.items):
+            struck += len(worklist.items) - len(left)
+            content = to_json(replace(worklist, items=left))
+            session.exec(update(WorklistRow).where(col(WorklistRow.id) == row.id).values(content=content))
+    return struck
 
 
 def _names(row: QuarantineRow, subject: Subject) -> bool:

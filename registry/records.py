@@ -21,7 +21,7 @@ from registry.decisions import GateDecision, Signature
 from registry.entries import ROLES, AlarmEntry, ChampionRecord, Look, RecordsError, StaleChampion, User
 from registry.held_out import HeldOutCohort
 from registry.ledger import SYSTEM
-from registry.purging import Purging
+from registry.reading_room import ReadingRoom
 from registry.rows import (
     AlarmRow,
     ChampionRow,
@@ -51,7 +51,7 @@ def open_records(url: str) -> Records:
     return Records(url)
 
 
-class Records(Purging):
+class Records(ReadingRoom):
     """Everything that is kept, and the only way to it. Open with ``open_records``."""
 
     # --- reports, plans, runs, decisions

@@ -17,11 +17,12 @@ from sqlalchemy import CheckConstraint, Column, DateTime, Dialect, Index, TypeDe
 from sqlmodel import Field, SQLModel
 
 from continual.plans import AdaptationPlan, AdaptationRun
+from continual.worklists import Worklist
 from monitor.cohorts import Prediction, Window
 from monitor.results import DriftResult, WindowReport
 from registry.audit import Event, StoredEvent, canonical_json, stored_time
 from registry.decisions import GateDecision, Signature
-from registry.entries import AlarmEntry, BatchSummary, ChampionRecord, Look, QuarantinedRow, User
+from registry.entries import AlarmEntry, BatchSummary, ChampionRecord, Look, QuarantinedRow, StudyReading, User
 from registry.held_out import HeldOutCohort
 
 
@@ -492,8 +493,42 @@ class LookRow(_Mirror, table=True):
     at: datetime = utc_column()
 
 
+class WorklistRow(_Document, table=True):
+    """One worklist, with the reason for each study; readers never see it."""
+
+    __tablename__ = "worklists"
+
+    @classmethod
+    def of(cls, worklist: Worklist, at: datetime) -> Self:
+        """Copy a worklist."""
+        return cls(id=worklist.worklist_id, model=worklist.model, at=at, content=to_json(worklist))
+
+    def value(self) -> Worklist:
+        """Give the worklist back."""
+        return _WORKLIST.validate_json(self.content)
+
+
+class ReadingRow(_Mirror, table=True):
+    """What one reader said about one study of a worklist."""
+
+    __tablename__ = "readings"
+    __table_args__ = (UniqueConstraint("model", "study_uid", "reader", "labels"),)
+    mirrored = StudyReading
+    id: int | None = Field(default=None, primary_key=True)
+    batch_id: int = Field(foreign_key="batches.id", index=True)
+    model: str
+    worklist_id: str = Field(foreign_key="worklists.id")
+    study_uid: str
+    reader: str
+    read_at: datetime = utc_column()
+    labels: str
+    comment: str
+    at: datetime = utc_column()
+
+
 _REPORT = TypeAdapter(WindowReport)
 _ALARM = TypeAdapter(AlarmEntry)
 _PLAN = TypeAdapter(AdaptationPlan)
 _RUN = TypeAdapter(AdaptationRun)
 _DECISION = TypeAdapter(GateDecision)
+_WORKLIST = TypeAdapter(Worklist)

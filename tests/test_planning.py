@@ -133,7 +133,7 @@ def test_drift_without_sure_harm_is_watched_longer() -> None:
 def test_too_few_labels_are_watched_longer() -> None:
     made = sure([report(0, D, harm(0, 0.02)), report(1, D)], labelled=59)
     assert made.treatment is Treatment.WATCH_LONGER
-    assert "59 labelled studies to learn from are too few, 60 are asked for" in made.reason
+    assert "59 of 60 labels to learn from are there; request 1 more" in made.reason
     assert sure([report(0, D, harm(0, 0.02)), report(1, D)], labelled=60).treatment is Treatment.UPDATE_ADAPTER
 
 

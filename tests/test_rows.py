@@ -15,11 +15,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, SQLModel, select
 
 from continual.plans import AdaptationPlan, AdaptationRun
+from continual.worklists import LabelPolicy, Worklist
 from monitor.cohorts import Prediction, Window
 from monitor.results import DriftResult, WindowReport
 from registry.audit import Event
 from registry.decisions import GateCheck, GateDecision, GatePolicy, Signature
-from registry.entries import BatchSummary, ChampionRecord, Look, QuarantinedRow, User
+from registry.entries import BatchSummary, ChampionRecord, Look, QuarantinedRow, StudyReading, User
 from registry.held_out import HeldOutCohort, digest_of
 from registry.rows import (
     BatchRow,
@@ -32,11 +33,13 @@ from registry.rows import (
     PlanRow,
     PredictionRow,
     QuarantineRow,
+    ReadingRow,
     ReportRow,
     RunRow,
     SignatureRow,
     UserRow,
     UtcTime,
+    WorklistRow,
     prediction_content,
 )
 
@@ -59,6 +62,7 @@ SIMPLE: dict[Any, st.SearchStrategy[Any]] = {
     type(None): st.none(),
     datetime: moments,
     Window: windows,
+    LabelPolicy: st.builds(LabelPolicy, random_share=st.floats(0, 0.9), subgroups=st.just(("sex",))),
     GatePolicy: st.builds(GatePolicy, margin=st.floats(1e-6, 1), seed=st.integers(0, 9)),
 }
 
@@ -148,6 +152,8 @@ KINDS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], Any]]] = {
         ),
         ChampionRow.of,
     ),
+    "worklist": (values(Worklist), lambda value: WorklistRow.of(value, AT)),
+    "reading": (values(StudyReading), lambda value: ReadingRow.of(value, batch_id=1, at=AT)),
     "look": (values(Look), LookRow.of),
     "event": (values(Event), EventRow.of),
     "held-out cohort": (
