@@ -26,6 +26,7 @@ from torch.nn import functional
 from continual.adapter_kinds import ADAPTERS
 from continual.backbones import Backbone
 from continual.files import content_sha256, write_atomically
+from continual.outputs import IDENTITY, PREFIX, Outputs
 from continual.plans import AdaptationPolicy
 from monitor.tasks import TASKS, Task
 
@@ -59,10 +60,14 @@ class AdapterCard(BaseModel):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
-    """An adapter on its backbone's tail; ``network`` maps tokens (n, T, width) to logits (n, score columns)."""
+    """An adapter on its backbone's tail; ``network`` maps tokens (n, T, width) to logits (n, score columns).
+
+    ``outputs`` say what becomes of the logits; by default nothing but chances.
+    """
 
     card: AdapterCard
     network: AdaptedTail
+    outputs: Outputs = IDENTITY
 
     @property
     def trainable_parameters(self) -> int:
@@ -71,7 +76,7 @@ class Adapter:
 
     def copy(self) -> Adapter:
         """Copy the adapter, so that training the copy leaves this one as it is."""
-        return Adapter(self.card, copy.deepcopy(self.network))
+        return Adapter(self.card, copy.deepcopy(self.network), self.outputs)
 
 
 class AdaptedTail(nn.Module):
@@ -162,12 +167,15 @@ def _build(backbone: Backbone, card: AdapterCard, seed: int) -> Adapter:
 @torch.inference_mode()
 def score(adapter: Adapter, tokens: NDArray[np.float16]) -> NDArray[np.float64]:
     """Score studies from their stored tokens (n, T, width); probabilities, shape (n, score columns)."""
-    activate = TRAINING[adapter.card.task].activate
+    activate, outputs = TRAINING[adapter.card.task].activate, adapter.outputs
     scores = np.empty((len(tokens), adapter.network.head.out_features))
     for start in range(0, len(tokens), BATCH):
         part = slice(start, start + BATCH)
         logits = adapter.network(torch.from_numpy(np.ascontiguousarray(tokens[part])))
-        scores[part] = activate(logits.double()).numpy()
+        if outputs.changes_scores:
+            scores[part] = outputs.apply(logits.double().numpy(), adapter.card.task)
+        else:
+            scores[part] = activate(logits.double()).numpy()
     return scores
 
 
@@ -181,6 +189,7 @@ def save_adapter(adapter: Adapter, directory: Path) -> str:
         OSError: the disk is full or the folder may not be written.
     """
     tensors = {name: value.detach().contiguous() for name, value in sorted(adapter.network.trainable().items())}
+    tensors |= {name: torch.from_numpy(value) for name, value in sorted(adapter.outputs.tensors().items())}
     if not all(value.isfinite().all() for value in tensors.values()):
         raise ValueError("the adapter holds numbers that are not finite; it was not saved")
     card = json.dumps(adapter.card.model_dump(mode="json"), sort_keys=True)
@@ -200,21 +209,45 @@ def load_adapter(backbone: Backbone, path: Path, expected_sha256: str) -> Adapte
     Raises:
         AdapterRefused: a check failed.
     """
-    content = _read(path)
-    if (found := hashlib.sha256(content).hexdigest()) != expected_sha256:
-        raise AdapterRefused(
-            f"{path.name} has sha256 {found[:12]}…, expected {expected_sha256[:12]}…: the file was changed; "
-            "restore it from MLflow's artifacts or a backup"
-        )
-    card, tensors = _parse(path, content)
+    card, tensors = _parse(path, _read_checked(path, expected_sha256))
     if card.feature_key != backbone.card.feature_key:
         raise AdapterRefused(
             f"{path.name} was trained on backbone {card.backbone} ({card.feature_key}), "
             f"not on {backbone.card.name} ({backbone.card.feature_key}); restore the [backbone] settings of its time"
         )
     adapter = _build(backbone, card, seed=0)
-    _fill(adapter, tensors, path)
-    return adapter
+    outputs = _outputs_of(card, tensors, path)
+    _fill(adapter, {name: value for name, value in tensors.items() if not name.startswith(PREFIX)}, path)
+    return Adapter(card, adapter.network, outputs)
+
+
+def read_outputs(path: Path, expected_sha256: str) -> Outputs:
+    """Read what an adapter's file says of its outputs, without its backbone.
+
+    Raises:
+        AdapterRefused: the file is not the one meant, or no adapter.
+    """
+    card, tensors = _parse(path, _read_checked(path, expected_sha256))
+    return _outputs_of(card, tensors, path)
+
+
+def _read_checked(path: Path, expected_sha256: str) -> bytes:
+    content = _read(path)
+    if (found := hashlib.sha256(content).hexdigest()) != expected_sha256:
+        raise AdapterRefused(
+            f"{path.name} has sha256 {found[:12]}…, expected {expected_sha256[:12]}…: the file was changed; "
+            "restore it from MLflow's artifacts or a backup"
+        )
+    return content
+
+
+def _outputs_of(card: AdapterCard, tensors: dict[str, Tensor], path: Path) -> Outputs:
+    try:
+        outputs = Outputs.of_tensors({n: value.numpy() for n, value in tensors.items() if n.startswith(PREFIX)})
+        outputs.check_for(card.task, TASKS[card.task].score_columns(card.classes))
+    except ValueError as error:
+        raise AdapterRefused(f"{path.name} cannot be used: {error}") from None
+    return outputs
 
 
 def _read(path: Path) -> bytes:

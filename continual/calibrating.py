@@ -8,8 +8,7 @@ answer as it is, yes or no: the threshold moves along, and moving it is a step o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +18,12 @@ from scipy.special import log_softmax as log_shares
 from sklearn.isotonic import IsotonicRegression
 
 from continual.outputs import TEMPERATURES, Floats, Outputs, odds_of
+from continual.plans import ThresholdAim
 from monitor.tasks import TASKS, Task
 
 FOLDS = 5
 LEAST = {"temperature": 10, "platt": 25, "isotonic": 200}
 """Patients with, and patients without, each finding from whom on a way of calibrating is tried."""
-
-ThresholdAim = Literal["sensitivity", "youden", "cost"]
 
 
 class NotFitted(ValueError):
@@ -116,16 +114,25 @@ def fit_calibration(lesson: Lesson, prevalence: Floats | None, *, seed: int = 0)
     if len(allowed) == 1:
         return CALIBRATIONS[allowed[0]](lesson, prevalence)
     weights, parts = weigh(lesson, prevalence), divide_patients(lesson.patients, FOLDS, seed)
-    errors = {}
+    errors: dict[str, Floats] = {}
     for name in allowed:
-        said = np.empty_like(lesson.logits)
-        for part in range(FOLDS):
-            fitted = CALIBRATIONS[name](lesson.select(parts != part), prevalence)
-            said[parts == part] = fitted.apply(lesson.logits[parts == part], lesson.task)
+        try:
+            said = _say_out_of_fold(name, lesson, prevalence, parts)
+        except NotFitted:
+            continue  # slopes that are not above 0; a temperature always fits
         errors[name] = np.nanmean(weights * (said - lesson.answers) ** 2, axis=1)
-    best = min(allowed, key=lambda name: float(errors[name].mean()))
-    chosen = next(name for name in allowed if _is_as_good(errors[name] - errors[best], lesson.patients))
+    best = min(errors, key=lambda name: float(errors[name].mean()))
+    chosen = next(name for name in errors if _is_as_good(errors[name] - errors[best], lesson.patients))
     return CALIBRATIONS[chosen](lesson, prevalence)
+
+
+def _say_out_of_fold(name: str, lesson: Lesson, prevalence: Floats | None, parts: NDArray[np.intp]) -> Floats:
+    """Give the chances (n, columns) of each part's studies by a calibration that was fitted on the others."""
+    said = np.empty_like(lesson.logits)
+    for part in range(FOLDS):
+        fitted = CALIBRATIONS[name](lesson.select(parts != part), prevalence)
+        said[parts == part] = fitted.apply(lesson.logits[parts == part], lesson.task)
+    return said
 
 
 def fit_temperature(lesson: Lesson, prevalence: Floats | None) -> Outputs:
@@ -268,8 +275,3 @@ def _is_as_good(excess: Floats, patients: NDArray[np.str_]) -> bool:
     sums = np.bincount(index, weights=excess - excess.mean())
     error = float(np.sqrt((sums**2).sum())) / len(excess)
     return float(excess.mean()) <= error
-
-
-def without_shift(outputs: Outputs) -> Outputs:
-    """Give outputs with their calibration alone."""
-    return replace(outputs, shift=(), thresholds=())

@@ -1,7 +1,7 @@
 """What becomes of logits after the head: calibration, a shift to a new prevalence, thresholds. Pure: no torch here.
 
-An adapter carries one ``Outputs``. By default it is the identity and changes no bit of a score or of a file. All that it
-does to a yes/no question is strictly monotone, so that the order of studies, and with it the AUROC, stays exactly.
+An adapter carries one ``Outputs``. By default it is the identity and changes no bit of a score or of a file. All that
+it does to a yes/no question is strictly monotone, so that the order of studies, and with it the AUROC, stays exactly.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Outputs:
     @property
     def changes_scores(self) -> bool:
         """Tell whether a score differs from the plain one; thresholds alone change none."""
-        return replace(self, thresholds=()) != Outputs()
+        return replace(self, thresholds=()) != IDENTITY
 
     @property
     def calibration(self) -> str:
@@ -171,6 +171,9 @@ class Outputs:
             return np.asarray(log_expit(odds)) if one_of else odds
         chances = np.stack([read_table(table, odds[:, column]) for column, table in enumerate(self.tables)], axis=1)
         return np.asarray(np.log(chances) if one_of else logit(chances))
+
+
+IDENTITY = Outputs()
 
 
 def odds_of(logits: Floats) -> Floats:
