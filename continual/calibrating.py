@@ -201,6 +201,15 @@ def shift_prevalence(before: Floats, now: Floats, task: Task) -> tuple[float, ..
     return tuple(float(one) for one in moved)
 
 
+def unshift_prevalence(now: Floats, shift: Floats, task: Task) -> Floats:
+    """Give the prevalence (columns,) from which ``shift`` led to ``now``: what plain scores are right for."""
+    now = np.clip(now, 1e-6, 1 - 1e-6)
+    if TASKS[task].scores_sum_to_one:
+        before = now * np.exp(-shift)
+        return np.asarray(before / before.sum())
+    return np.asarray(expit(logit(now) - shift))
+
+
 def fit_thresholds(scores: Floats, answers: Floats, target: Target) -> tuple[float, ...]:
     """Set a threshold for each finding on labelled studies; scores and answers (n, findings).
 

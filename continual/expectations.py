@@ -22,6 +22,7 @@ from continual.calibrating import (
     fit_calibration,
     fit_thresholds,
     shift_prevalence,
+    unshift_prevalence,
 )
 from continual.heads import Head, new_head, refit_head
 from continual.outputs import Floats, Outputs
@@ -95,20 +96,31 @@ def fit_outputs(treatment: Treatment, lesson: Lesson, before: Outputs, target: T
         NotFitted: the labels do not carry it.
     """
     columns, old = lesson.logits.shape[1], np.asarray(target.prevalence)
+    shift = np.asarray(before.shift or (0.0,) * columns)
     if treatment is Treatment.RECALIBRATE:
-        calibrated = replace(fit_calibration(lesson, old), shift=before.shift)
+        calibrated = replace(fit_calibration(lesson, unshift_prevalence(old, shift, lesson.task)), shift=before.shift)
         return calibrated.keep_answers_of(before, lesson.task, columns)
     if treatment is Treatment.CORRECT_PREVALENCE:
+        if len(lesson):
+            before = _bring(Treatment.RECALIBRATE, lesson, before, target)
         now = lesson.prevalence if target.told is None else np.asarray(target.told)
-        shifted = replace(before, shift=shift_prevalence(old, now, lesson.task), thresholds=())
+        moved = shift + np.asarray(shift_prevalence(old, now, lesson.task))
+        shifted = replace(before, shift=tuple(map(float, moved)), thresholds=())
         return shifted.keep_answers_of(before, lesson.task, columns)
     base = before
     for smaller in (Treatment.RECALIBRATE, Treatment.CORRECT_PREVALENCE):
-        candidate = fit_outputs(smaller, lesson, base, target)
-        if _surely_better(lesson, base, candidate):
-            base = candidate
+        base = _bring(smaller, lesson, base, target)
     scores = base.apply(lesson.logits, lesson.task)
     return replace(base, thresholds=fit_thresholds(scores, lesson.answers, target))
+
+
+def _bring(treatment: Treatment, lesson: Lesson, before: Outputs, target: Target) -> Outputs:
+    """Take a smaller step along where it surely helps and the labels carry it."""
+    try:
+        candidate = fit_outputs(treatment, lesson, before, target)
+    except NotFitted:
+        return before
+    return candidate if _surely_better(lesson, before, candidate) else before
 
 
 def expect_steps(bench: Bench) -> tuple[Expectation, ...]:
