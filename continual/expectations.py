@@ -334,7 +334,7 @@ def _surely_better(lesson: Lesson, before: Outputs, after: Outputs) -> bool:
     saved = np.nanmean((now - lesson.answers) ** 2 - (then - lesson.answers) ** 2, axis=1)
     _, index = np.unique(lesson.patients, return_inverse=True)
     error = float(np.sqrt((np.bincount(index, weights=saved - saved.mean()) ** 2).sum())) / len(saved)
-    return float(saved.mean()) > 1.96 * error + 0.5 / (index.max() + 1)
+    return bool(float(saved.mean()) > 1.96 * error + 0.5 / (int(index.max()) + 1))
 
 
 def _say(logits: Floats, outputs: Outputs, lesson: Lesson) -> Said:

@@ -123,6 +123,20 @@ class Outputs:
         """Give what stays once the head is trained anew on what is true now: thresholds, no calibration, no shift."""
         return Outputs(thresholds=self.thresholds)
 
+    def describe(self, findings: tuple[str, ...]) -> str:
+        """Say in words what is done, for a person who signs it."""
+        parts = []
+        if self.temperature != 1:
+            parts.append(f"logits divided by {self.temperature:.3g} (temperature)")
+        lines = zip(findings, self.slopes, self.intercepts, strict=False)
+        parts += [f"log-odds of {name} times {slope:.3g} plus {offset:+.3g} (Platt)" for name, slope, offset in lines]
+        if self.tables:
+            parts.append(f"chances read off a rising table of {sum(len(table[0]) for table in self.tables)} steps")
+        parts += [f"log-odds of {name} shifted by {by:+.3g}" for name, by in zip(findings, self.shift, strict=False)]
+        cuts = zip(findings, self.thresholds, strict=False)
+        parts += [f"yes to {name} from a score of {cut:.3g} on" for name, cut in cuts]
+        return "; ".join(parts) or "nothing but chances"
+
     def tensors(self) -> dict[str, Floats]:
         """Write what there is as named arrays of float64; none for the identity."""
         found: dict[str, Floats] = {}

@@ -71,7 +71,7 @@ def _show_one(runs: Sequence[AdaptationRun]) -> None:
     st.subheader("Step by step", anchor=False)
     places = range(len(runs))
     place = st.segmented_control(
-        "Strategy", places, default=0, format_func=lambda i: plain(strategy_words(runs[i].strategy)), key="strategy"
+        "Strategy", places, default=0, format_func=lambda i: plain(strategy_words(runs[i].name)), key="strategy"
     )
     run = runs[place or 0]
     left, right = st.columns([3, 2])
@@ -102,7 +102,7 @@ def _signed(value: float | None) -> str:
 def _table(runs: Sequence[AdaptationRun]) -> list[dict[str, object]]:
     return [
         {
-            "strategy": strategy_words(run.strategy),
+            "strategy": strategy_words(run.name),
             **{
                 f"AUROC on {reword(name)}": figure for name, figure in zip(run.experiences, run.matrix[-1], strict=True)
             },

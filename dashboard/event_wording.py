@@ -39,7 +39,7 @@ EVENT_WORDS = {
     "ward.rehearsal": "marked as a rehearsal",
 }
 MOVE_WORDS = {"first": "taken over as it was", "promote": "promoted", "rollback": "rolled back to"}
-RUN = re.compile(r"(plan-[0-9a-f]+)-(.+)-(\d+)")
+RUN = re.compile(r"(plan-[0-9a-f]+)-(?:[0-9a-f]{6}-)?(.+)-(\d+)")
 
 
 def tell_move(move: ChampionRecord) -> str:

@@ -204,7 +204,7 @@ def tell_evidence(plan: AdaptationPlan) -> list[str]:
 
 def tell_run(run: AdaptationRun) -> str:
     """Say what a strategy's adapter gained on the new and lost on the old."""
-    name = sentence(strategy_words(run.strategy))
+    name = sentence(strategy_words(run.name))
     if run.state is RunState.FAILED:
         return f"{name} did not finish: {run.reason}. The champion was not touched."
     if meaning := STRATEGY_MEANINGS.get(run.strategy):

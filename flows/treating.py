@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from continual.adapters import SUFFIX
 from continual.adapting import Experience, adapt
-from continual.planning import plan_adaptation
+from continual.planning import find_drifted, plan_adaptation
 from continual.plans import AdaptationPlan, AdaptationRun, RunState, Treatment
+from continual.treatments import Order, take_step
+from flows.benches import bench_of, gather, labelled_with_images, told_prevalence, tried_steps
 from flows.ward import (
     StepRefused,
     Ward,
@@ -36,7 +38,7 @@ from registry.promotion import lineage
 def propose(ward: Ward, model: str, *, by: str, at: datetime) -> AdaptationPlan | None:
     """Turn the reports since the last change of champion into a plan, and keep it; None: nothing to do.
 
-    Who proposed the same first stays its proposer: nothing is trained, or offered for signature, twice.
+    Who proposed the same first stays its proposer: nothing is made, or offered for signature, twice.
     """
     champion = ward.records.champion(model)
     if champion is None:
@@ -45,14 +47,12 @@ def propose(ward: Ward, model: str, *, by: str, at: datetime) -> AdaptationPlan 
         )
     # a plan is read by many: what it rests on and quotes may leave, and no figure of a few patients decides
     reports = [r for r in shown_reports(ward, model) if version_in(ward, model, r.window) == champion.version]
-    drifted = [report.window for report in reports]
-    labelled = int(load_role(ward, model, drifted, PatientRole.LEARNING).labelled.sum()) if drifted else 0
     plan = plan_adaptation(
         reports,
         model=model,
         champion_version=champion.version,
         policy=ward.settings.adaptation,
-        labelled=labelled,
+        at_hand=gather(ward, champion, find_drifted(reports)),
         proposed_by=by,
     )
     if plan is None:
@@ -64,21 +64,33 @@ def propose(ward: Ward, model: str, *, by: str, at: datetime) -> AdaptationPlan 
     return known
 
 
-def treat(ward: Ward, plan: AdaptationPlan, strategy: str, *, at: datetime) -> AdaptationRun:
-    """Train the champion's adapter further with one strategy on the plan's windows, and keep the run.
+def treat(ward: Ward, plan: AdaptationPlan, strategy: str = "", *, at: datetime) -> AdaptationRun:
+    """Make an adapter from the champion's as the plan's treatment says, and keep the run.
 
-    A run that finished stands and is not trained again, unless its adapter's file was lost.
+    A ``strategy`` is for treatments that train one. A run that finished stands and is not made again, unless its
+    adapter's file was lost.
     """
-    if plan.treatment is not Treatment.UPDATE_ADAPTER:
+    step = STEPS.get(plan.treatment)
+    if step is None:
         raise StepRefused(f"{plan.plan_id} says “{plan.treatment}”: there is nothing to train")
     champion = ward.records.champion(plan.model)
     if champion is None or champion.version != plan.champion_version:
         raise StepRefused(f"{plan.plan_id} was made for version {plan.champion_version}, which is not live; plan again")
+    if bool(strategy) != bool(plan.strategies):
+        asked = f"takes one of the strategies {', '.join(plan.strategies)}" if plan.strategies else "takes no strategy"
+        raise StepRefused(f"{plan.plan_id} says “{plan.treatment}”, which {asked}")
     if (known := _finished_run(ward, plan, strategy)) is not None:
         return known
-    stages = stages_of(ward, plan)
+    run = step(ward, plan, champion, strategy)
+    ward.records.save_run(run, at)
+    return run
+
+
+def _train(ward: Ward, plan: AdaptationPlan, champion: ChampionRecord, strategy: str) -> AdaptationRun:
+    """Update the adapter: train its blocks further with a strategy, from outputs without calibration."""
+    start, stages = adapter_of(ward, plan.model, champion.adapter_sha256), stages_of(ward, plan)
     _, run = adapt(
-        start=adapter_of(ward, plan.model, champion.adapter_sha256),
+        start=replace(start, outputs=start.outputs.after_training()),
         stream=[_experience(ward, plan.model, windows, PatientRole.LEARNING) for windows in stages],
         evaluation=[_experience(ward, plan.model, windows, PatientRole.REFERENCE) for windows in stages],
         learned=len(stages) - 1,
@@ -89,8 +101,43 @@ def treat(ward: Ward, plan: AdaptationPlan, strategy: str, *, at: datetime) -> A
         directory=ward.adapters,
         progress=ward.progress,
     )
-    ward.records.save_run(run, at)
     return run
+
+
+def _take_step(ward: Ward, plan: AdaptationPlan, champion: ChampionRecord, strategy: str) -> AdaptationRun:
+    """Change the outputs or the head, with no block trained."""
+    report = ward.records.report(plan.model, plan.windows[-1])
+    told = told_prevalence(report.prevalences) if report is not None else None
+    bench = bench_of(ward, champion, plan.windows, told=told)
+    if bench is None:
+        raise StepRefused("these studies came without images, so nothing can be made; ingest an image column")
+    stages = stages_of(ward, plan)
+    order = Order(
+        treatment=plan.treatment,
+        plan_id=plan.plan_id,
+        model=plan.model,
+        start=adapter_of(ward, plan.model, champion.adapter_sha256),
+        stages=tuple(name_of(windows) for windows in stages),
+        evaluation=[_experience(ward, plan.model, windows, PatientRole.REFERENCE) for windows in stages],
+        directory=ward.adapters,
+    )
+    return take_step(order, bench)[1]
+
+
+STEPS: Mapping[Treatment, Callable[[Ward, AdaptationPlan, ChampionRecord, str], AdaptationRun]] = {
+    Treatment.RECALIBRATE: _take_step,
+    Treatment.CORRECT_PREVALENCE: _take_step,
+    Treatment.MOVE_THRESHOLD: _take_step,
+    Treatment.REFIT_HEAD: _take_step,
+    Treatment.UPDATE_ADAPTER: _train,
+}
+"""What makes the adapter of each treatment; the others make none."""
+
+
+def may_climb(ward: Ward, plan: AdaptationPlan) -> bool:
+    """Tell whether all that was made for a plan was refused or failed, so that the next step is due."""
+    champion = ward.records.champion(plan.model)
+    return champion is not None and plan.treatment in tried_steps(ward, champion, plan.windows)
 
 
 def judge(ward: Ward, run: AdaptationRun, *, at: datetime) -> GateDecision:
@@ -141,18 +188,13 @@ def _finished_run(ward: Ward, plan: AdaptationPlan, strategy: str) -> Adaptation
 
 
 def _experience(ward: Ward, model: str, windows: Sequence[Window], role: PatientRole) -> Experience:
-    cohort = _labelled_with_images(ward, model, windows, role)
+    cohort = labelled_with_images(ward, model, windows, role)
     return Experience(
         name=name_of(windows),
         tokens=tokens_of(ward, model, cohort),
         labels=cohort.labels,
         patient_key=cohort.patient_key,
     )
-
-
-def _labelled_with_images(ward: Ward, model: str, windows: Sequence[Window], role: PatientRole) -> Cohort:
-    cohort = load_role(ward, model, windows, role)
-    return cohort.select(cohort.labelled if cohort.images is None else cohort.labelled & (cohort.images != ""))
 
 
 def _subgroups(cohort: Cohort, attributes: tuple[str, ...] | None) -> dict[str, NDArray[np.str_]]:
@@ -173,7 +215,7 @@ def _look(
     ward: Ward, run: AdaptationRun, champion: ChampionRecord, stage: tuple[tuple[Window, ...], str], at: datetime
 ) -> HeldOutScores:
     windows, kind = stage
-    cohort = _labelled_with_images(ward, run.model, windows, PatientRole.HELD_OUT)
+    cohort = labelled_with_images(ward, run.model, windows, PatientRole.HELD_OUT)
     lock = _lock(ward, run.model, cohort, name_of(windows), kind, at)
     locked_studies = {json.loads(line)[0] for line in lock.manifest}
     cohort = cohort.select(np.isin(cohort.study_uid, list(locked_studies)))  # later arrivals are not part of the lock
@@ -184,13 +226,17 @@ def _look(
     ]
     check_disjoint(cohort.patient_key, np.concatenate([part.patient_key for part in learned]))
     ward.records.look_at_held_out(run.model, lock.name, lock.digest, run.run_id, at)
+    answered = [score_with(ward, run.model, cohort, sha256) for sha256 in (champion.adapter_sha256, run.adapter_sha256)]
     return HeldOutScores(
         name=lock.name,
         kind=kind,
         digest=lock.digest,
         labels=cohort.binary_labels(),
-        champion=score_with(ward, run.model, cohort, champion.adapter_sha256).scores,
-        challenger=score_with(ward, run.model, cohort, run.adapter_sha256).scores,
+        champion=answered[0].scores,
+        challenger=answered[1].scores,
+        champion_thresholds=answered[0].thresholds,
+        challenger_thresholds=answered[1].thresholds,
+        same_network=run.treatment.keeps_network,
         patients=cohort.patient_key,
         subgroups=_subgroups(cohort, ward.settings.gate.subgroup_attributes),
         findings=cohort.findings,

@@ -209,7 +209,9 @@ def measure_both(
         )
     ]
     sides = [_average([estimate(answers, [metric], counts)[metric] for answers in one]) for one in both]
-    alike = held_out.same_network and all(_says_the_same(*pair, metric) for pair in zip(*both, strict=True))
+    alike = held_out.same_network and all(
+        _says_the_same(first, second, metric) for first, second in zip(both[0], both[1], strict=True)
+    )
     return Paired(champion=sides[0], challenger=sides[1], alike=alike)
 
 
