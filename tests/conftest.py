@@ -483,6 +483,7 @@ minimum_labels = 20
 epochs = 12
 learning_rate = 0.003
 memory_size = 60
+head_hold = 1e6   # a head that cannot move: most tests are about training the adapter, the last step before people
 [gate]
 margin = 0.1
 maximum_forgetting = 0.1
