@@ -1,7 +1,8 @@
 """What becomes of logits after the head: calibration, a shift to a new prevalence, thresholds. Pure: no torch here.
 
 An adapter carries one ``Outputs``. By default it is the identity and changes no bit of a score or of a file. All that
-it does to a yes/no question is strictly monotone, so that the order of studies, and with it the AUROC, stays exactly.
+it does to a yes/no question is strictly monotone, so that the order of studies, and with it the AUROC, stays exactly
+(scores that float64 cannot tell from 0 or 1 aside).
 """
 
 from __future__ import annotations

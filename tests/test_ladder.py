@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from continual.calibrating import Lesson
-from continual.expectations import Bench, expect_ceiling, expect_from_prevalence, expect_steps
+from continual.expectations import Bench, expect_ceiling, expect_steps
 from continual.heads import Head
-from continual.ladder import AtHand, Climb, climb, is_outside
+from continual.ladder import AtHand, Climb, climb
 from continual.outputs import Outputs
-from continual.plans import AdaptationPolicy, ExpectedHarm, RungVerdict, Treatment
+from continual.plans import AdaptationPolicy, Treatment
 from monitor.results import DriftKind
 from monitor.tasks import Task
 
