@@ -30,10 +30,11 @@ def show() -> None:
         label = f"Proposal (the newest of {len(plans)} first)"
         plan = choose(label, {plan.plan_id: plan for plan in plans}, name_plan, key="plan")
     _show_plan(plan)
+    _show_ladder(plan)
     runs = [run for run in records.runs(model) if run.plan_id == plan.plan_id]
     finished = [run for run in runs if run.state is RunState.FINISHED and run.matrix]
     if not runs:
-        st.info("No adapter was trained for this proposal.")
+        st.info("No adapter was made for this proposal.")
     elif finished:
         _show_comparison(finished, records.decisions(model))
     for run in runs:
@@ -52,6 +53,20 @@ def _show_plan(plan: AdaptationPlan) -> None:
         st.markdown(f"**{plain(sentence(plan.treatment.value))}.** {plain(reword(plan.reason))}")
         with st.expander(f"The evidence it names ({len(plan.evidence)})"):
             st.markdown("\n".join(f"- {plain(line)}" for line in tell_evidence(plan)))
+
+
+def _show_ladder(plan: AdaptationPlan) -> None:
+    """Show each smaller step that was not taken, and why."""
+    others = [verdict for verdict in plan.rungs if verdict.treatment is not plan.treatment]
+    if not others:
+        return
+    st.subheader("Steps not taken, and why", anchor=False)
+    marks = {True: "needed, and not allowed now", False: "not enough"}
+    lines = [
+        f"- **{plain(sentence(one.treatment.value))}** ({marks[one.enough]}): {plain(reword(one.sentence))}."
+        for one in others
+    ]
+    st.markdown("\n".join(lines))
 
 
 def _show_comparison(runs: Sequence[AdaptationRun], decisions: Sequence[GateDecision]) -> None:

@@ -209,6 +209,8 @@ def tell_run(run: AdaptationRun) -> str:
         return f"{name} did not finish: {run.reason}. The champion was not touched."
     if meaning := STRATEGY_MEANINGS.get(run.strategy):
         name += f" ({meaning})"
+    if run.treatment.keeps_network:
+        return f"{name}: {run.told}. Who ranks above whom stays as it was, so that nothing can be forgotten."
     before = run.matrix[-2][-1] if len(run.matrix) > 1 else None
     after = run.matrix[-1][-1] if run.matrix else None
     gained = (

@@ -253,7 +253,10 @@ def status(directory: Directory = Path(), as_json: AsJson = False) -> None:
 
 @application.command(rich_help_panel=TREAT)
 def plan(by: Who, model: Model = "", directory: Directory = Path(), as_json: AsJson = False) -> None:
-    """Propose the smallest treatment that the evidence asks for; the proposer cannot sign it later."""
+    """Propose the smallest treatment that the evidence asks for, and say why each smaller step is not enough.
+
+    The proposer cannot sign it later.
+    """
     with _opened(directory) as ward:
         from flows.screens import show_plan
         from flows.treating import propose
@@ -267,19 +270,24 @@ def plan(by: Who, model: Model = "", directory: Directory = Path(), as_json: AsJ
 def adapt(
     plan_id: Annotated[str, typer.Argument(help="The plan, as `wardround plan` named it.")],
     strategy: Annotated[
-        list[str] | None, typer.Option(help="naive, replay or ewc; default: all the plan names.")
+        list[str] | None, typer.Option(help="A strategy, where the plan updates the adapter; default: all it names.")
     ] = None,
     directory: Directory = Path(),
     as_json: AsJson = False,
 ) -> None:
-    """Train adapters for a plan and measure what each strategy kept and lost. The champion is not touched."""
+    """Take the step that a plan proposes: other outputs, a new head, or an adapter trained with each strategy.
+
+    What was kept and lost is measured on patients that nothing learned from. The champion is not touched.
+    """
     with _opened(directory) as ward:
-        from flows.screens import show_runs
+        from flows.screens import ladder_table, show_runs
         from flows.treating import treat
 
         proposed = ward.records.plan(plan_id)
         now = datetime.now(UTC)
-        runs = [treat(ward, proposed, name, at=now) for name in strategy or proposed.strategies]
+        runs = [treat(ward, proposed, name, at=now) for name in strategy or proposed.strategies or ("",)]
+        if not as_json and proposed.rungs:
+            screen.print(ladder_table(proposed))
         _show(as_json, runs, show_runs)
 
 

@@ -54,8 +54,8 @@ def same(generator: np.random.Generator, x: np.ndarray, sick: np.ndarray) -> tup
 
 
 def too_sure(generator: np.random.Generator, x: np.ndarray, sick: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Stretch the feature that decides: scores become three times too sure, answers stay."""
-    return x * np.asarray([3, 1, 1, 1, 1, 1]), x
+    """Stretch the feature that decides: scores become five times too sure, answers stay."""
+    return x * np.asarray([5, 1, 1, 1, 1, 1]), x
 
 
 def too_low(generator: np.random.Generator, x: np.ndarray, sick: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
