@@ -6,13 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from continual.calibrating import Lesson
-from continual.expectations import Bench, expect_ceiling, expect_steps
-from continual.heads import Head
-from continual.ladder import AtHand, Climb, climb
+from continual.expectations import Bench, expect_ceiling, expect_from_prevalence, expect_steps, give_away
+from continual.heads import Head, new_head, refit_head
+from continual.ladder import AtHand, Climb, climb, is_outside
 from continual.outputs import Outputs
-from continual.plans import AdaptationPolicy, Treatment
+from continual.plans import AdaptationPolicy, ExpectedHarm, Treatment
+from monitor.measures import Answers
+from monitor.performance import auroc
 from monitor.results import DriftKind
 from monitor.tasks import Task
 
@@ -129,7 +132,127 @@ def test_the_right_step_is_taken(world: str) -> None:
 @pytest.mark.parametrize("world", WORLDS)
 def test_the_right_step_is_taken_nine_times_in_ten(world: str) -> None:
     seeds, right = 40, WORLDS[world][2]
-    taken = Counter(climb_of(bench_of(world, seed)).taken for seed in range(seeds))
+    taken = Counter(climb_of(bench_of(world, seed, patients=600)).taken for seed in range(seeds))
     assert taken[right] >= 0.9 * seeds, taken
     if world == "quiet":
         assert set(taken) == {Treatment.WATCH_LONGER}, taken
+
+
+# ---- where the labels, the policy or what was tried decide
+
+
+def expected(bench: Bench) -> AtHand:
+    return AtHand(labelled=len(bench.new), expectations=expect_steps(bench), ceiling=expect_ceiling(bench))
+
+
+def test_what_was_tried_and_refused_gives_way_to_the_next_step_and_at_last_to_people() -> None:
+    bench = bench_of("concept", seed=0)
+    at_hand, tried = expected(bench), []
+    taken = []
+    while not taken or taken[-1] is not Treatment.NEW_BACKBONE:
+        climbed = climb((), (), replace(at_hand, tried=tuple(tried)), POLICY)
+        taken.append(climbed.taken)
+        tried.append(climbed.taken)
+    assert taken == [Treatment.REFIT_HEAD, Treatment.UPDATE_ADAPTER, Treatment.NEW_BACKBONE]
+    assert "it was tried for these windows and refused" in [v.sentence for v in climbed.verdicts]
+
+
+@pytest.mark.parametrize("world", [name for name in WORLDS if name != "quiet"])
+def test_no_step_above_the_highest_allowed_is_taken(world: str) -> None:
+    bench = bench_of(world, seed=0)
+    low = POLICY.model_copy(update={"highest": Treatment.RECALIBRATE})
+    climbed = climb((), (), expected(bench), low)
+    allowed = world == "calibration"
+    assert climbed.taken is (Treatment.RECALIBRATE if allowed else Treatment.WATCH_LONGER)
+    assert ("the policy goes no higher than “recalibrate”" in climbed.lacking) is not allowed
+
+
+def test_too_few_labels_say_how_many_are_missing() -> None:
+    bench = bench_of("appearance", seed=0)
+    few = replace(bench, new=bench.new.select(np.arange(45)))
+    climbed = climb((), (), expected(few), POLICY)
+    assert climbed.taken is Treatment.WATCH_LONGER
+    assert climbed.lacking == "45 labelled studies to learn from are too few, 60 are asked for; 15 are missing"
+    told = {verdict.treatment: verdict.sentence for verdict in climbed.verdicts}
+    assert told[Treatment.REFIT_HEAD] == "45 labelled studies are too few, 50 are needed"
+
+
+LOST = ExpectedHarm(metric="auroc", finding="tumour", loss=0.1, low=0.05, high=0.15, sure=True, patients=80)
+
+
+@pytest.mark.parametrize(
+    ("metric", "kinds", "step"),
+    [
+        ("calibration", (DriftKind.BEHAVIOUR,), Treatment.RECALIBRATE),
+        ("sensitivity", (DriftKind.BEHAVIOUR,), Treatment.MOVE_THRESHOLD),
+        ("auroc", (DriftKind.CONCEPT,), Treatment.REFIT_HEAD),
+        ("auroc", (DriftKind.APPEARANCE,), Treatment.UPDATE_ADAPTER),
+        ("auroc", (DriftKind.ACQUISITION, DriftKind.BEHAVIOUR), Treatment.UPDATE_ADAPTER),
+    ],
+)
+def test_where_nothing_was_measured_the_kind_of_drift_decides(
+    metric: str, kinds: tuple[DriftKind, ...], step: Treatment
+) -> None:
+    climbed = climb((replace(LOST, metric=metric),), kinds, AtHand(labelled=100), POLICY)
+    assert climbed.taken is step
+    assert len(climbed.verdicts) == step.rung + 1
+
+
+def test_a_new_prevalence_is_foreseen_without_labels() -> None:
+    """The cost that is foreseen from the reference is the one that labels show, and correcting needs no label."""
+    bench = replace(bench_of("prevalence", seed=1, patients=2000), told=(0.1,))
+    (foreseen,) = expect_from_prevalence(bench, np.asarray([0.08]), np.asarray([0.12]))
+    (now,) = [harm for harm in expect_steps(bench)[0].harms if harm.metric == "calibration"]
+    assert foreseen.loss == pytest.approx(now.loss, abs=0.01)
+    assert is_outside(foreseen, POLICY)
+    climbed = climb((), (), AtHand(labelled=0, shifted=(foreseen,)), POLICY)
+    assert climbed.taken is Treatment.CORRECT_PREVALENCE
+    (quiet,) = expect_from_prevalence(replace(bench, told=(0.5,)), np.asarray([0.45]), np.asarray([0.55]))
+    assert not is_outside(quiet, POLICY)
+
+
+def test_a_refitted_head_keeps_what_was_learned_and_is_the_same_each_time() -> None:
+    bench = bench_of("concept", seed=2)
+    lessons = (*bench.learned, bench.new)
+    head = refit_head(bench.head, lessons, hold=2.0)
+    again = refit_head(bench.head, lessons, hold=2.0)
+    assert (head.weight == again.weight).all()
+    for lesson in (bench.reference, bench.new):
+        area = auroc(head.logits(lesson.features)[:, 0], lesson.answers[:, 0])
+        assert area is not None
+        assert area > 0.93
+    held = refit_head(bench.head, lessons, hold=1e9)
+    assert held.weight == pytest.approx(bench.head.weight, abs=1e-4)
+
+
+def test_a_refitted_head_is_the_logistic_regression_of_scikit_learn() -> None:
+    """From a head of zeros, on features of unit variance, one study a patient: C is 1 / hold, the bias held too."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(300, 3))
+    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    y = (generator.random(300) < 1 / (1 + np.exp(-x[:, 0]))).astype(float)
+    lesson = replace(draw(generator, 300, 0.5), patients=np.arange(300).astype(str), features=x, answers=y[:, None])
+    ours = refit_head(new_head(1, 3), (lesson,), hold=4.0)
+    with_bias = np.concatenate([x, np.ones((300, 1))], axis=1)
+    peer = LogisticRegression(C=1 / 4.0, fit_intercept=False, tol=1e-10).fit(with_bias, y)
+    assert np.append(ours.weight, ours.bias) == pytest.approx(peer.coef_[0], abs=1e-4)
+
+
+def test_calibrated_scores_give_nothing_away_on_average_and_others_what_they_lose() -> None:
+    """Over many draws of calibrated scores the mean is 0, what fitting saves by chance is taken out."""
+    found, generator = [], np.random.default_rng(0)
+    for _ in range(300):
+        scores = generator.uniform(0.02, 0.98, 80)
+        found.append(give_away(answers_at(scores, (generator.random(80) < scores).astype(float)))[1])
+    assert abs(np.mean(found)) < 3 * np.std(found) / np.sqrt(len(found))
+    scores = generator.uniform(0.02, 0.98, 20_000)
+    labels = (generator.random(20_000) < scores).astype(float)
+    odds = np.log(scores / (1 - scores))
+    sure = 1 / (1 + np.exp(-3 * odds))
+    lost = np.mean((sure - labels) ** 2 - (scores - labels) ** 2)
+    assert give_away(answers_at(sure, labels))[1] == pytest.approx(lost, abs=0.001)
+
+
+def answers_at(scores: np.ndarray, labels: np.ndarray) -> Answers:
+    said, patients = (scores >= 0.5).astype(float), np.arange(len(scores))
+    return Answers(finding="tumour", scores=scores, said=said, labels=labels, patients=patients)
