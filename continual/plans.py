@@ -86,7 +86,7 @@ class AdaptationPolicy(BaseModel):
     labels_to_refit: int = Field(50, ge=2, description="labelled studies that a new head needs")
     highest: Treatment = Field(Treatment.NEW_BACKBONE, description="no step above this one is proposed")
     tolerated_loss: dict[str, float] = Field(
-        {"auroc": 0.03, "sensitivity": 0.05, "specificity": 0.05, "calibration": 0.01},
+        {"auroc": 0.03, "sensitivity": 0.05, "specificity": 0.05, "accuracy": 0.05, "calibration": 0.01},
         description="harm that is borne, by figure: losses against the reference; calibration: Brier score given away",
     )
     threshold_aim: ThresholdAim = Field(
