@@ -266,7 +266,7 @@ def test_other_outputs_keep_the_order_and_are_judged_in_what_they_mend(treated: 
 
 
 def test_what_the_labels_do_not_carry_is_a_failed_run_and_tried(treated: Any) -> None:
-    """Scores that point the wrong way in the new windows cannot be calibrated by so few studies; the next step is due."""
+    """Scores that point the wrong way in the new windows cannot be calibrated; the next step is due."""
     ward, plan = treated.ward, step_of(treated, Treatment.RECALIBRATE)
     run = treat(ward, plan, at=AT)
     assert (run.state is RunState.FAILED) == bool(run.reason)
