@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from continual.adapter_parts import Bottleneck, Head, Prompted, lora_layers
 from continual.adapters import AdaptedTail, Adapter
 from continual.analytic import AnalyticHead
+from continual.outputs import IDENTITY
 from monitor.tasks import TASKS
 
 MERGEABLE = ("lora", "norm", "head", "analytic")
@@ -38,7 +39,8 @@ def grow(adapter: Adapter, classes: tuple[str, ...]) -> Adapter:
     head = network.head
     network.head = head.grow(grown) if isinstance(head, AnalyticHead) else _grow_linear(head, after)
     network.remember_untrained_head()
-    return replace(adapter, card=grown, network=network.eval())
+    outputs = IDENTITY  # what was fitted to fewer answers says nothing of the new ones: calibrate anew
+    return replace(adapter, card=grown, network=network.eval(), outputs=outputs)
 
 
 def _grow_linear(head: Any, outputs: int) -> Head:

@@ -35,6 +35,7 @@ from continual.analytic import AnalyticHead, AnalyticOnTop, fits, keep_once
 from continual.backbones import Backbone
 from continual.feature_store import FeatureStore, Hashes
 from continual.files import content_sha256, write_atomically
+from continual.outputs import IDENTITY, PREFIX, Outputs
 from continual.plans import AdaptationPolicy
 from monitor.tasks import TASKS, Task
 
@@ -57,12 +58,14 @@ class AdapterRefused(ValueError):
 class Adapter:
     """An adapter in working order; ``network`` maps what its card says it reads to logits (n, score columns).
 
-    ``shared`` is the adapter that a site's adapter stands on.
+    ``shared`` is the adapter that a site's adapter stands on. ``outputs`` say what becomes of the logits; by
+    default nothing but chances.
     """
 
     card: AdapterCard
     network: AdaptedTail
     shared: Adapter | None = None
+    outputs: Outputs = IDENTITY
 
     @property
     def trainable_parameters(self) -> int:
@@ -289,13 +292,13 @@ def choose_inputs(reads: Reads, embedded: tuple[NDArray[np.float32], NDArray[np.
 @torch.inference_mode()
 def score(adapter: Adapter, inputs: Inputs) -> NDArray[np.float64]:
     """Score studies from what ``read_inputs`` gives; probabilities, shape (n, score columns)."""
-    card = adapter.card
+    card, outputs = adapter.card, adapter.outputs
     activate, size = TRAINING[card.task].activate, BATCH if card.reads == "tokens" else BATCH_OF_EMBEDDINGS
     scores = np.empty((len(inputs), TASKS[card.task].score_columns(card.classes)))
     for start in range(0, len(inputs), size):
         part = slice(start, start + size)
-        logits = adapter.network(torch.from_numpy(np.ascontiguousarray(inputs[part])))
-        scores[part] = activate(logits.double()).numpy()
+        logits = adapter.network(torch.from_numpy(np.ascontiguousarray(inputs[part]))).double()
+        scores[part] = outputs.apply(logits.numpy(), card.task) if outputs.changes_scores else activate(logits).numpy()
     return scores
 
 
@@ -324,6 +327,7 @@ def serialise(adapter: Adapter) -> bytes:
         ValueError: a learned number is not finite.
     """
     tensors = {name: keep_once(name, value).contiguous() for name, value in sorted(adapter.network.stored().items())}
+    tensors |= {name: torch.from_numpy(value) for name, value in sorted(adapter.outputs.tensors().items())}
     if not all(value.isfinite().all() for value in tensors.values()):
         raise ValueError("the adapter holds numbers that are not finite; it was not saved")
     card = json.dumps(adapter.card.model_dump(mode="json"), sort_keys=True)
@@ -339,17 +343,41 @@ def load_adapter(backbone: Backbone, path: Path, expected_sha256: str) -> Adapte
     Raises:
         AdapterRefused: a check failed.
     """
+    card, tensors = _parse(path, _read_checked(path, expected_sha256))
+    _check_backbone(card, backbone, path.name)
+    adapter = _build_for(backbone, card, path)
+    outputs = _outputs_of(card, tensors, path)
+    _fill(adapter, {name: value for name, value in tensors.items() if not name.startswith(PREFIX)}, path)
+    return replace(adapter, outputs=outputs)
+
+
+def read_outputs(path: Path, expected_sha256: str) -> Outputs:
+    """Read what an adapter's file says of its outputs, without its backbone.
+
+    Raises:
+        AdapterRefused: the file is not the one meant, or no adapter.
+    """
+    card, tensors = _parse(path, _read_checked(path, expected_sha256))
+    return _outputs_of(card, tensors, path)
+
+
+def _read_checked(path: Path, expected_sha256: str) -> bytes:
     content = _read(path)
     if (found := hashlib.sha256(content).hexdigest()) != expected_sha256:
         raise AdapterRefused(
             f"{path.name} has sha256 {found[:12]}…, expected {expected_sha256[:12]}…: the file was changed; "
             "restore it from MLflow's artifacts or a backup"
         )
-    card, tensors = _parse(path, content)
-    _check_backbone(card, backbone, path.name)
-    adapter = _build_for(backbone, card, path)
-    _fill(adapter, tensors, path)
-    return adapter
+    return content
+
+
+def _outputs_of(card: AdapterCard, tensors: dict[str, Tensor], path: Path) -> Outputs:
+    try:
+        outputs = Outputs.of_tensors({n: value.numpy() for n, value in tensors.items() if n.startswith(PREFIX)})
+        outputs.check_for(card.task, TASKS[card.task].score_columns(card.classes))
+    except ValueError as error:
+        raise AdapterRefused(f"{path.name} cannot be used: {error}") from None
+    return outputs
 
 
 def _build_for(backbone: Backbone, card: AdapterCard, path: Path) -> Adapter:

@@ -4,49 +4,78 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from continual.label_uses import OpenWorklist, missing_labels, tell_missing
-from continual.plans import AdaptationPlan, AdaptationPolicy, Treatment
+from continual.ladder import AtHand, Climb, climb
+from continual.plans import AdaptationPlan, AdaptationPolicy, ExpectedHarm, RungVerdict, Treatment
 from monitor.results import DriftResult, Harm, Source, Verdict, WindowReport
 
 
-def plan_adaptation(  # noqa: PLR0913 - the evidence has so many parts
+def plan_adaptation(
     reports: Sequence[WindowReport],
     *,
     model: str,
     champion_version: str,
     policy: AdaptationPolicy,
-    labelled: int,
+    at_hand: AtHand,
     proposed_by: str,
-    waiting: Sequence[OpenWorklist] = (),
 ) -> AdaptationPlan | None:
     """Choose a treatment from the champion's reports; None where the last window that has a verdict is quiet.
 
-    ``labelled`` counts the labelled studies of learning patients in the drifted windows, ``waiting`` are worklists
-    that have not come back. The adapter is
-    updated only when drift is there in enough consecutive windows, harm is sure, and labels suffice;
-    otherwise the plan says to watch longer, and what is missing. A window with NOT_ENOUGH_DATA neither
+    Nothing is changed before drift is there in enough consecutive windows and a harm is outside the policy. Then it is
+    the lowest step of the ladder that is expected to bring every harm inside (``continual.ladder``); where the labels
+    do not carry it, the plan says to watch longer, and what is missing. A window with NOT_ENOUGH_DATA neither
     breaks a row of drifted windows nor counts in it.
     """
-    drifted = _drifted_at_the_end([report for report in reports if report.model == model])
+    drifted = find_drifted([report for report in reports if report.model == model])
     if not drifted:
         return None
     found = [(report, result) for report in drifted for result in report.results if result.verdict is Verdict.DRIFT]
     harms = [harm for report in drifted for harm in _sure_harms(report)]
-    lacking = _what_is_lacking(len(drifted), harms, labelled, policy, waiting)
-    treatment = Treatment.WATCH_LONGER if lacking else Treatment.UPDATE_ADAPTER
+    if len(drifted) < policy.drifted_windows:
+        climbed = _wait(
+            f"{policy.drifted_windows} consecutive windows with drift are asked for before anything changes"
+        )
+    else:
+        kinds = [result.kind for _, result in found]
+        climbed = climb(_outside(harms, policy), kinds, at_hand, policy)
     return AdaptationPlan(
         model=model,
         windows=tuple(report.window for report in drifted),
-        treatment=treatment,
-        strategies=() if lacking else policy.strategies,
+        treatment=climbed.taken,
+        strategies=policy.strategies if climbed.taken is Treatment.UPDATE_ADAPTER else (),
         evidence=(*(_name_result(result) for _, result in found), *(_name_harm(harm) for harm in harms)),
-        reason=_explain(drifted, [result for _, result in found], harms, lacking, labelled),
+        reason=_explain(drifted, [result for _, result in found], harms, climbed),
         proposed_by=proposed_by,
         champion_version=champion_version,
+        rungs=climbed.verdicts,
     )
 
 
-def _drifted_at_the_end(reports: Sequence[WindowReport]) -> list[WindowReport]:
+def _wait(lacking: str) -> Climb:
+    verdict = RungVerdict(treatment=Treatment.WATCH_LONGER, enough=True, sentence=lacking)
+    return Climb(verdicts=(verdict,), taken=Treatment.WATCH_LONGER)
+
+
+def _outside(harms: Sequence[Harm], policy: AdaptationPolicy) -> list[ExpectedHarm]:
+    """Give the sure losses that are larger than the policy bears, of each figure the largest."""
+    found: dict[tuple[str, str], ExpectedHarm] = {}
+    for harm in harms:
+        bound, loss = policy.tolerated_loss.get(harm.metric), harm.loss or 0.0
+        known = found.get((harm.metric, harm.finding))
+        if bound is None or loss <= bound or (known is not None and known.loss >= loss):
+            continue
+        found[harm.metric, harm.finding] = ExpectedHarm(
+            metric=harm.metric,
+            finding=harm.finding,
+            loss=loss,
+            low=harm.low or 0.0,
+            high=harm.high or loss,
+            sure=True,
+            patients=harm.n or 0,
+        )
+    return list(found.values())
+
+
+def find_drifted(reports: Sequence[WindowReport]) -> list[WindowReport]:
     """Find the consecutive DRIFT windows that end the history."""
     decided = [r for r in sorted(reports, key=lambda r: r.window) if r.verdict is not Verdict.NOT_ENOUGH_DATA]
     quiet = [i for i, report in enumerate(decided) if report.verdict is Verdict.NO_DRIFT]
@@ -65,36 +94,19 @@ def _sure_harms(report: WindowReport) -> list[Harm]:
     ]
 
 
-def _what_is_lacking(
-    windows: int, harms: Sequence[Harm], labelled: int, policy: AdaptationPolicy, waiting: Sequence[OpenWorklist]
-) -> str:
-    """Say why the adapter is not updated yet; empty where nothing is lacking."""
-    if windows < policy.drifted_windows:
-        return f"{policy.drifted_windows} consecutive windows with drift are asked for before anything is changed"
-    if not harms:
-        return "no loss of performance is sure, realised or estimated, so that a change could only risk what works"
-    if labelled < policy.minimum_labels:
-        return tell_missing(missing_labels(labelled, policy.minimum_labels, waiting), policy.labels)
-    return ""
-
-
 def _explain(
-    drifted: Sequence[WindowReport],
-    results: Sequence[DriftResult],
-    harms: Sequence[Harm],
-    lacking: str,
-    labelled: int,
+    drifted: Sequence[WindowReport], results: Sequence[DriftResult], harms: Sequence[Harm], climbed: Climb
 ) -> str:
     parts = [_tell_drift(drifted, results)]
     if harms:
         parts.append(_tell_harm(max(harms, key=lambda harm: (harm.source is Source.REALISED, harm.low or 0))))
-    if lacking:
-        parts.append(f"Watch longer: {lacking}.")
+    first, last = climbed.verdicts[0], climbed.verdicts[-1]
+    if climbed.lacking or first is last:
+        parts.append(f"Watch longer: {climbed.lacking or last.sentence}.")
     else:
-        parts.append(
-            "Watching longer is not enough: the drift persists and patients lose by it. "
-            f"Update the adapter with {labelled} labelled studies."
-        )
+        parts.append(f"Watching longer is not enough: {first.sentence}.")
+        taken = climbed.taken.value
+        parts.append(f"{taken[:1].upper()}{taken[1:]}: {last.sentence}.")
     return " ".join(parts)
 
 

@@ -21,7 +21,32 @@ class Treatment(StrEnum):
     """The ladder, smallest step first."""
 
     WATCH_LONGER = "watch longer"
+    RECALIBRATE = "recalibrate"
+    CORRECT_PREVALENCE = "correct for new prevalence"
+    MOVE_THRESHOLD = "move the threshold"
+    REFIT_HEAD = "refit the head"
     UPDATE_ADAPTER = "update the adapter"
+    NEW_BACKBONE = "ask for a new backbone"
+
+    @property
+    def rung(self) -> int:
+        """Tell how high on the ladder it stands, from 0."""
+        return list(Treatment).index(self)
+
+    @property
+    def makes_an_adapter(self) -> bool:
+        """Tell whether something is made that the gate can judge; else people watch, or look for another model."""
+        return self not in (Treatment.WATCH_LONGER, Treatment.NEW_BACKBONE)
+
+    @property
+    def keeps_network(self) -> bool:
+        """Tell whether only what becomes of the logits changes."""
+        return self in (Treatment.RECALIBRATE, Treatment.CORRECT_PREVALENCE, Treatment.MOVE_THRESHOLD)
+
+    @property
+    def slug(self) -> str:
+        """Name it in identities and on one line."""
+        return self.value.replace(" ", "-")
 
 
 class RunState(StrEnum):
@@ -57,11 +82,29 @@ class EarlyStopping(BaseModel):
 AdapterKind = Literal["head", "lora", "bottleneck", "prompt", "norm", "analytic"]
 
 
-NOT_SHAPING = {"strategies", "drifted_windows", "minimum_labels", "limits", "labels"}
-"""What of a policy leaves a training as it is."""
-
 RECIPES: dict[str, dict[str, float]] = {"head": {"epochs": 30, "learning_rate": 1e-2}}
 """What a kind of adapter learns by where the policy does not say: a head is cheap, and learns little in small steps."""
+
+
+ThresholdAim = Literal["sensitivity", "youden", "cost"]
+
+TOLERATED = ("auroc", "sensitivity", "specificity", "accuracy", "calibration")
+"""Figures whose loss a policy may bear."""
+
+NOT_SHAPING = {
+    "strategies",
+    "drifted_windows",
+    "minimum_labels",
+    "limits",
+    "labels",
+    "labels_to_recalibrate",
+    "labels_to_move",
+    "labels_to_refit",
+    "highest",
+    "tolerated_loss",
+    "headroom",
+}
+"""Fields of the policy that decide whether something is done, not what comes out."""
 
 
 class AdaptationPolicy(BaseModel):
@@ -71,7 +114,23 @@ class AdaptationPolicy(BaseModel):
 
     strategies: tuple[str, ...] = ("naive", "replay", "ewc")
     drifted_windows: int = Field(2, ge=1, description="consecutive windows with DRIFT before a plan is made")
-    minimum_labels: int = Field(60, ge=2, description="labelled studies to learn from; below: watch longer")
+    minimum_labels: int = Field(60, ge=2, description="labelled studies that updating the adapter needs")
+    labels_to_recalibrate: int = Field(
+        30, ge=2, description="labelled studies that recalibrating, or a prevalence, needs"
+    )
+    labels_to_move: int = Field(40, ge=2, description="labelled studies that a new threshold needs")
+    labels_to_refit: int = Field(50, ge=2, description="labelled studies that a new head needs")
+    highest: Treatment = Field(Treatment.NEW_BACKBONE, description="no step above this one is proposed")
+    tolerated_loss: dict[str, float] = Field(
+        {"auroc": 0.03, "sensitivity": 0.05, "specificity": 0.05, "accuracy": 0.05, "calibration": 0.01},
+        description="harm that is borne, by figure: losses against the reference; calibration: Brier score given away",
+    )
+    threshold_aim: ThresholdAim = Field(
+        "sensitivity", description="a new threshold restores the reference's sensitivity, or youden, or cost"
+    )
+    cost_ratio: float = Field(5.0, gt=0, description="threshold_aim = cost: false alarms that one missed finding costs")
+    head_hold: float = Field(2.0, gt=0, description="how strongly a refitted head is held to the champion's")
+    headroom: float = Field(0.1, ge=0, description="AUROC that training the last blocks may add to a new linear head")
     adapter: AdapterKind = Field(
         "lora",
         description="what is learned: head (a linear head alone), lora (low-rank additions to attention), bottleneck "
@@ -142,20 +201,81 @@ class AdaptationPolicy(BaseModel):
         """Tell how many studies the rehearsal memory holds at most."""
         return self.memory.studies
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if unknown := set(self.tolerated_loss) - set(TOLERATED):
+            raise ValueError(f"tolerated_loss knows {', '.join(TOLERATED)}, not {', '.join(sorted(unknown))}")
+        return self
+
+    def labels_for(self, treatment: Treatment) -> int:
+        """Tell how many labelled studies a step needs; a smaller step never more than the adapter's update."""
+        asked = {
+            Treatment.RECALIBRATE: self.labels_to_recalibrate,
+            Treatment.CORRECT_PREVALENCE: self.labels_to_recalibrate,
+            Treatment.MOVE_THRESHOLD: self.labels_to_move,
+            Treatment.REFIT_HEAD: self.labels_to_refit,
+            Treatment.UPDATE_ADAPTER: self.minimum_labels,
+        }
+        return min(asked.get(treatment, 0), self.minimum_labels)
+
     @property
     def recipe(self) -> str:
         """Identify what shapes a training, apart from strategy and data, by six hexadecimal digits."""
-        shaping = self.model_dump(
-            mode="json", exclude={"strategies", "drifted_windows", "minimum_labels", "limits", "labels"}
-        )
+        shaping = self.model_dump(mode="json", exclude=NOT_SHAPING)
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:6]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedHarm:
+    """What a step is expected to leave lost against the reference, by cross-validation over patients.
+
+    ``loss`` is reference minus what is expected, > 0 is worse; of "calibration" the Brier score that is given away
+    because scores do not mean what they say. ``low`` and ``high`` bound it; ``sure``: beyond chance over all losses of
+    the step. ``patients`` carry the figure.
+    """
+
+    metric: str
+    finding: str
+    loss: float
+    low: float
+    high: float
+    sure: bool
+    patients: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expectation:
+    """What one step would leave, and whether it is shown to mend what it is for.
+
+    ``gain`` in ``mends`` is against the champion on the same studies, > 0 is better, with its interval; None of a step
+    that changes nothing.
+    """
+
+    treatment: Treatment
+    harms: tuple[ExpectedHarm, ...]
+    mends: str = ""
+    gain: float | None = None
+    gain_low: float | None = None
+    gain_high: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RungVerdict:
+    """Whether a step of the ladder is enough, and why in one sentence; ``remaining`` is what it would leave."""
+
+    treatment: Treatment
+    enough: bool
+    sentence: str
+    remaining: tuple[ExpectedHarm, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdaptationPlan:
     """What is proposed after a drift, on which evidence, and by whom.
 
-    ``evidence`` names the drift results and harms behind it, as "window-key detector feature".
+    ``evidence`` names the drift results and harms behind it, as "window-key detector feature". ``rungs`` are the steps
+    of the ladder up to the one taken, each with its verdict; no step above it was asked for.
     """
 
     model: str
@@ -166,6 +286,7 @@ class AdaptationPlan:
     reason: str
     proposed_by: str
     champion_version: str
+    rungs: tuple[RungVerdict, ...] = ()
 
     @property
     def plan_id(self) -> str:
@@ -184,7 +305,7 @@ class AdaptationPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdaptationRun:
-    """One adapter trained with one strategy, and what was kept and lost.
+    """One adapter made by one treatment (and strategy, where it is trained), and what was kept and lost.
 
     ``matrix[i][j]`` is the AUROC on experience j after learning experience i (None where
     undefined); ``experiences`` names them. ``forgetting`` is the largest drop from the best
@@ -194,7 +315,8 @@ class AdaptationRun:
     the training, a sentence each. ``backbone`` is what all of it stood on (None in runs from before cards
     were kept). ``memory_studies`` counts the studies rehearsed while training. ``memory_sha256`` names the
     memory that the run left for the next one: ``memory_kept`` studies of ``memory_patients`` patients in
-    ``memory_bytes`` bytes.
+    ``memory_bytes`` bytes. ``mends`` names the figure that the treatment is for, in which
+    the gate asks for a gain; empty: the one of the gate's policy. ``told`` says in words what was made.
     """
 
     plan_id: str
@@ -223,8 +345,16 @@ class AdaptationRun:
     memory_kept: int = 0
     memory_patients: int = 0
     memory_bytes: int = 0
+    treatment: Treatment = Treatment.UPDATE_ADAPTER
+    mends: str = ""
+    told: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name what was done: the strategy, or the treatment where there is none."""
+        return self.strategy or self.treatment.value
 
     @property
     def run_id(self) -> str:
-        """Identify the run by plan, recipe, strategy and seed: another recipe is another run."""
-        return f"{self.plan_id}-{self.recipe}-{self.strategy}-{self.seed}"
+        """Identify the run by plan, recipe, strategy (or treatment) and seed: another recipe is another run."""
+        return f"{self.plan_id}-{self.recipe}-{self.strategy or self.treatment.slug}-{self.seed}"

@@ -30,10 +30,11 @@ def show() -> None:
         label = f"Proposal (the newest of {len(plans)} first)"
         plan = choose(label, {plan.plan_id: plan for plan in plans}, name_plan, key="plan")
     _show_plan(plan)
+    _show_ladder(plan)
     runs = [run for run in records.runs(model) if run.plan_id == plan.plan_id]
     finished = [run for run in runs if run.state is RunState.FINISHED and run.matrix]
     if not runs:
-        st.info("No adapter was trained for this proposal.")
+        st.info("No adapter was made for this proposal.")
     elif finished:
         _show_comparison(finished, records.decisions(model))
     for run in runs:
@@ -54,6 +55,20 @@ def _show_plan(plan: AdaptationPlan) -> None:
             st.markdown("\n".join(f"- {plain(line)}" for line in tell_evidence(plan)))
 
 
+def _show_ladder(plan: AdaptationPlan) -> None:
+    """Show each smaller step that was not taken, and why."""
+    others = [verdict for verdict in plan.rungs if verdict.treatment is not plan.treatment]
+    if not others:
+        return
+    st.subheader("Steps not taken, and why", anchor=False)
+    marks = {True: "needed, and not allowed now", False: "not enough"}
+    lines = [
+        f"- **{plain(sentence(one.treatment.value))}** ({marks[one.enough]}): {plain(reword(one.sentence))}."
+        for one in others
+    ]
+    st.markdown("\n".join(lines))
+
+
 def _show_comparison(runs: Sequence[AdaptationRun], decisions: Sequence[GateDecision]) -> None:
     st.subheader("What each strategy kept, and what it gained", anchor=False)
     figure = treatment_charts.strategies_compared(runs)
@@ -71,7 +86,7 @@ def _show_one(runs: Sequence[AdaptationRun]) -> None:
     st.subheader("Step by step", anchor=False)
     places = range(len(runs))
     place = st.segmented_control(
-        "Strategy", places, default=0, format_func=lambda i: plain(strategy_words(runs[i].strategy)), key="strategy"
+        "Strategy", places, default=0, format_func=lambda i: plain(strategy_words(runs[i].name)), key="strategy"
     )
     run = runs[place or 0]
     left, right = st.columns([3, 2])
@@ -102,7 +117,7 @@ def _signed(value: float | None) -> str:
 def _table(runs: Sequence[AdaptationRun]) -> list[dict[str, object]]:
     return [
         {
-            "strategy": strategy_words(run.strategy),
+            "strategy": strategy_words(run.name),
             **{
                 f"AUROC on {reword(name)}": figure for name, figure in zip(run.experiences, run.matrix[-1], strict=True)
             },

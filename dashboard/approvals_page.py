@@ -80,7 +80,7 @@ def _keep_choice() -> None:
 
 def _pick(records: Records, decisions: Sequence[GateDecision]) -> GateDecision:
     model = decisions[0].model
-    strategies = {run.run_id: sentence(strategy_words(run.strategy)) for run in records.runs(model)}
+    strategies = {run.run_id: sentence(strategy_words(run.name)) for run in records.runs(model)}
     plans = {plan.plan_id: name_plan(plan) for plan in records.plans(model)}
     history = records.champion_history(model)
     states = {d.decision_id: state_of(d, records.signatures(d.decision_id), history) for d in decisions}

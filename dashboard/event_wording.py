@@ -47,7 +47,7 @@ EVENT_WORDS = {
     "reports.redacted": "studies taken out of reports",
 }
 MOVE_WORDS = {"first": "taken over as it was", "promote": "promoted", "rollback": "rolled back to"}
-RUN = re.compile(r"(plan-[0-9a-f]+)-(.+)-(\d+)")
+RUN = re.compile(r"(plan-[0-9a-f]+)-(?:[0-9a-f]{6}-)?(.+)-(\d+)")
 
 
 def tell_move(move: ChampionRecord) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from datetime import datetime, timedelta
 
+from continual.plans import Treatment
 from monitor.cohorts import Window
 
 METRIC_WORDS = {
@@ -24,6 +25,7 @@ METRIC_WORDS = {
     "selection_rate": "share called positive",
     "calibration_offset": "mean score less truth",
     "equalised_odds": "equalised odds",
+    "balanced_accuracy": "mean of sensitivity and specificity",
 }
 METRIC_MEANINGS = {
     "auroc": "AUROC: how well the scores rank sick above healthy; 0.5 is chance, 1 is perfect.",
@@ -46,6 +48,8 @@ METRIC_MEANINGS = {
     "say, below 0 rarer.",
     "selection_rate": "Share called positive: the share of studies that the model calls positive, right or wrong.",
     "calibration_offset": "Mean score less truth: above 0 the scores promise more findings than there are.",
+    "balanced_accuracy": "Mean of sensitivity and specificity: the sick caught and the healthy left alone, counted "
+    "alike however many there are.",
     "equalised_odds": "Equalised odds: the larger of the gaps in sensitivity and in specificity, whatever their sign.",
 }
 DETECTOR_WORDS = {
@@ -67,6 +71,7 @@ DETECTOR_WORDS = {
 FEATURE_WORDS = {"embedding": "image embedding"}
 FEATURE_PREFIXES = {"score ": "score for ", "prevalence ": "share labelled "}
 STRATEGY_WORDS = {"ewc": "EWC"}
+TREATMENT_SLUGS = {treatment.slug: treatment.value for treatment in Treatment}
 STRATEGY_MEANINGS = {
     "naive": "learns from the new studies alone",
     "replay": "rehearses older studies while it learns the new ones",
@@ -108,8 +113,8 @@ def detector_words(name: str) -> str:
 
 
 def strategy_words(name: str) -> str:
-    """Name a strategy as its authors write it."""
-    return STRATEGY_WORDS.get(name, name)
+    """Name a strategy as its authors write it; a treatment without one by its own words."""
+    return STRATEGY_WORDS.get(name, TREATMENT_SLUGS.get(name, name))
 
 
 def value_words(attribute: str, value: str) -> str:

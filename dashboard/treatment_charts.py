@@ -50,7 +50,7 @@ def strategies_compared(runs: Sequence[AdaptationRun]) -> go.Figure:
             room = max(0.03, 0.35 * (max(known) - min(known)))
             low, high = min(known) - room, max(known) + room
             figure.update_xaxes(range=[low, high], tickvals=_ticks(low, min(1.0, high)), row=1, col=column + 1)
-    name_rows(figure, [*(strategy_words(run.strategy) for run in reversed(runs)), "champion before"])
+    name_rows(figure, [*(strategy_words(run.name) for run in reversed(runs)), "champion before"])
     figure.update_xaxes(tickformat=".2f", title="← worse      AUROC      better →")
     figure.update_layout(showlegend=False)
     figure = finish(figure, 150 + 34 * (len(runs) + 1))
@@ -98,7 +98,7 @@ def training_losses(runs: Sequence[AdaptationRun]) -> go.Figure:
         figure.add_scatter(
             x=list(range(1, len(run.losses) + 1)),
             y=list(run.losses),
-            name=safe(strategy_words(run.strategy)),
+            name=safe(strategy_words(run.name)),
             mode="lines+markers",
             line={"color": NOW, "dash": DASHES[place % len(DASHES)], "width": 2},
             marker={"symbol": place % 4, "size": 8},
@@ -154,7 +154,7 @@ def gain_of(check: GateCheck) -> Interval:
     """Turn a check's difference and interval so that more is better."""
     if check.difference is None:
         return None, None, None
-    if check.name not in LOSSES_ARE_HIGHER:
+    if check.name not in LOSSES_ARE_HIGHER and not (check.name == "superiority" and check.metric == "brier"):
         return check.difference, check.low, check.high
     low, high = (None if end is None else -end for end in (check.high, check.low))
     return -check.difference, low, high
@@ -182,6 +182,7 @@ def _check_name(check: GateCheck) -> str:
         "superiority": f"gains {metric_words(check.metric)}",
         "calibration": f"stays calibrated ({metric_words(check.metric)})",
         "subgroup gap": f"keeps groups together{_group(check.metric)}",
+        "exchange": "catches and spares as many",
         "forgetting": "forgets little",
     }.get(check.name, f"{check.name}: {check.metric}")
     return reword(f"{what}, {check.cohort}") if check.cohort else what

@@ -209,13 +209,15 @@ def tell_evidence(plan: AdaptationPlan) -> list[str]:
 
 def tell_run(run: AdaptationRun) -> str:
     """Say what a strategy's adapter gained on the new and lost on the old."""
-    name = sentence(strategy_words(run.strategy))
+    name = sentence(strategy_words(run.name))
     if run.state is RunState.STOPPED:
         return f"{name} was stopped and can be resumed: {run.reason}. The champion was not touched."
     if run.state is RunState.FAILED:
         return f"{name} did not finish: {run.reason}. The champion was not touched."
     if meaning := STRATEGY_MEANINGS.get(run.strategy):
         name += f" ({meaning})"
+    if run.treatment.keeps_network:
+        return f"{name}: {run.told}. Who ranks above whom stays as it was, so that nothing can be forgotten."
     before = run.matrix[-2][-1] if len(run.matrix) > 1 else None
     after = run.matrix[-1][-1] if run.matrix else None
     gained = (

@@ -33,7 +33,7 @@ def adapt_all(ward: Ward, request: Request, *, at: datetime, tell: Callable[[str
     runs = []
     for plan, strategies in _work(ward, request, tell):
         announce(ward, plan, strategies)
-        runs += [_treat(ward, plan, strategy, at) for strategy in strategies]
+        runs += [_treat(ward, plan, strategy, at) for strategy in strategies or ("",)]
     return runs
 
 

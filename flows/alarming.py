@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from itertools import takewhile
 from typing import Any
@@ -45,7 +46,10 @@ def load_background(ward: Ward, model: str, reference: Cohort, current: Cohort, 
     places = list_settled([entry.joined for entry in earlier], opened, ward.settings.drift.join_after)
     joined = [earlier[place].window for place in places]
     watched = {entry.window for entry in earlier}
-    cohort = concatenate([reference, load_role(ward, model, joined, None)]) if joined else reference
+    cohort = reference
+    if joined:  # windows of the same version, answered as its reference is
+        quiet = replace(load_role(ward, model, joined, None), thresholds=reference.thresholds)
+        cohort = concatenate([reference, quiet])
     return Background(
         cohort=cohort,
         embedding=_fit_embedding_once(ward, cohort),

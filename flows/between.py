@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from flows.explaining import patients_a_window
 from flows.status import WARNED, plain, warnings_of
-from flows.ward import Ward, load_role, reference_of, version_at, windows_of
+from flows.ward import Ward, answered_by, load_role, reference_of, version_at, windows_of
 from monitor.cohorts import Window
 from monitor.online import StreamReport, follow_between
 from monitor.policies import YEAR
@@ -28,13 +28,14 @@ def follow(ward: Ward, model: str, *, at: datetime) -> tuple[StreamReport, ...]:
     begin = max([window.start, *(entry.since for entry in ward.records.champion_history(model)[1:])])
     if begin >= at:
         return ()
-    stream = load_role(ward, model, [Window(start=begin, end=at)], None)
+    version = version_at(ward, model, at)
+    stream = answered_by(ward, model, load_role(ward, model, [Window(start=begin, end=at)], None), version)
     if not len(stream):
         return ()
     told = "Between windows"
     ward.progress(told, 0, 0)
     reports = follow_between(
-        reference_of(ward, model, version_at(ward, model, at)),
+        reference_of(ward, model, version),
         stream,
         window=window,
         policy=policy,

@@ -263,7 +263,10 @@ def status(directory: Directory = Path(), as_json: AsJson = False) -> None:
 
 @application.command(rich_help_panel=TREAT)
 def plan(by: Who, model: Model = "", directory: Directory = Path(), as_json: AsJson = False) -> None:
-    """Propose the smallest treatment that the evidence asks for; the proposer cannot sign it later."""
+    """Propose the smallest treatment that the evidence asks for, and say why each smaller step is not enough.
+
+    The proposer cannot sign it later.
+    """
     with _opened(directory) as ward:
         from flows.screens import show_plan
         from flows.treating import propose
@@ -280,7 +283,9 @@ def adapt(
     ] = "",
     strategy: Annotated[
         list[str] | None,
-        typer.Option(help=f"{', '.join(CARDS)}; README says which to use when. Default: all the plan names."),
+        typer.Option(
+            help=f"{', '.join(CARDS)}; README says which to use when. Default: all the plan names; other steps take none."
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Finish whatever was cut short by a crash, a limit or Ctrl-C.")
@@ -289,17 +294,22 @@ def adapt(
     directory: Directory = Path(),
     as_json: AsJson = False,
 ) -> None:
-    """Train adapters for a plan and measure what each strategy kept and lost. The champion is not touched.
+    """Take the step that a plan proposes: other outputs, a new head, or an adapter trained with each strategy.
 
+    What was kept and lost is measured on patients that nothing learned from. The champion is not touched.
     A training that was cut short goes on after its last whole epoch and ends in the very same adapter.
     Exit code 5 when a training failed or was stopped.
     """
     with _opened(directory) as ward:
         from flows.adapting import Request, adapt_all
-        from flows.screens import show_runs
+        from flows.screens import ladder_table, show_runs
 
         request = Request(plan_id=plan_id, strategies=tuple(strategy or ()), resume=resume, anew=anew)
         runs = adapt_all(ward, request, at=datetime.now(UTC), tell=_tell_aside)
+        proposed = [ward.records.plan(name) for name in dict.fromkeys(run.plan_id for run in runs)]
+        if not as_json:
+            for one in proposed:
+                screen.print(ladder_table(one))
         _show(as_json, runs, show_runs)
         if any(run.state != "FINISHED" for run in runs):
             raise typer.Exit(5)

@@ -31,7 +31,7 @@ from continual.memory_store import (
 )
 from continual.plans import AdaptationRun
 from flows.ward import Ward, adapter_of, backbone_of, inputs_of
-from monitor.cohorts import Cohort, binary_labels
+from monitor.cohorts import Cohort, Window, binary_labels
 from registry.entries import ChampionRecord, MemoryVersion
 from registry.ledger import SYSTEM
 
@@ -104,6 +104,11 @@ def experience_of(ward: Ward, model: str, name: str, cohort: Cohort, reads: Read
         strata=stratify(cohort, ward.settings.adaptation.memory.quotas),
         image=np.asarray(cohort.images, dtype=np.str_),
     )
+
+
+def name_of(windows: Sequence[Window]) -> str:
+    """Name a stage by its span of days: 2026-01-05/2026-03-30."""
+    return Window(start=windows[0].start, end=windows[-1].end).key
 
 
 def held_out_patients(ward: Ward) -> frozenset[str]:

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -25,11 +25,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.deployments.runner import RunnerDeployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from continual.plans import AdaptationPlan, AdaptationRun, RunState, Treatment
+from continual.plans import AdaptationPlan, AdaptationRun, RunState
 from flows.between import follow
 from flows.ingesting import ingest_export
 from flows.remembering import sweep_memories
-from flows.treating import judge, propose, treat
+from flows.treating import judge, may_climb, propose, treat
 from flows.ward import StepRefused, Ward, open_ward
 from flows.watching import watch, windows_to_watch
 from monitor.cohorts import Window
@@ -106,21 +106,35 @@ def run_round(ward: Ward, order: RoundOrder, *, at: datetime, step: Step = do_di
     streams: tuple[StreamReport, ...] = ()
     if order.windows is None and ward.settings.drift.online_tests:
         streams = step("follow", partial(follow, ward, model, at=at))
-    plan = None
+    treated = RoundOutcome()
     if order.windows != () and ward.records.champion(model) is not None:
+        treated = _treat(ward, order, at=at, step=step)
+    return replace(treated, batches=batches, reports=reports, streams=streams)
+
+
+def _treat(ward: Ward, order: RoundOrder, *, at: datetime, step: Step) -> RoundOutcome:
+    """Plan, make and judge; where the gate refuses all of a step, go on to the next one of the ladder."""
+    model = order.model
+    runs: list[AdaptationRun] = []
+    decisions: list[GateDecision] = []
+    while True:
         plan = step("plan", partial(propose, ward, model, by=order.proposer, at=at))
-    if plan is None or plan.treatment is not Treatment.UPDATE_ADAPTER:
-        return RoundOutcome(batches=batches, reports=reports, streams=streams, plan=plan)
-    runs = tuple(
-        step(f"adapt with {strategy}", partial(treat, ward, plan, strategy, at=at)) for strategy in plan.strategies
-    )
-    judged = {d.run_id: d for d in ward.records.decisions(model) if d.policy == ward.settings.gate}
-    decisions = tuple(
-        judged.get(run.run_id) or step(f"gate {run.strategy}", partial(judge, ward, run, at=at))
-        for run in runs
-        if run.state is RunState.FINISHED
-    )
-    return RoundOutcome(batches=batches, reports=reports, streams=streams, plan=plan, runs=runs, decisions=decisions)
+        if plan is None or not plan.treatment.makes_an_adapter:
+            break
+        made = [
+            step(f"adapt with {name or plan.treatment}", partial(treat, ward, plan, name, at=at))
+            for name in plan.strategies or ("",)
+        ]
+        judged = {d.run_id: d for d in ward.records.decisions(model) if d.policy == ward.settings.gate}
+        found = [
+            judged.get(run.run_id) or step(f"gate {run.name}", partial(judge, ward, run, at=at))
+            for run in made
+            if run.state is RunState.FINISHED
+        ]
+        runs, decisions = [*runs, *made], [*decisions, *found]
+        if not may_climb(ward, plan):
+            break
+    return RoundOutcome(plan=plan, runs=tuple(runs), decisions=tuple(decisions))
 
 
 @flow(name="wardround-round", flow_run_name="{model}", persist_result=False, validate_parameters=False)
@@ -228,6 +242,6 @@ def _wait_until_healthy(server: subprocess.Popen[bytes], url: str) -> None:
 def _tell(outcome: RoundOutcome) -> str:
     lines = [f"- {r.window.key}: **{r.verdict}**" for r in outcome.reports] or ["- no window was due"]
     lines += [f"- {stream.reason}" for stream in outcome.streams if stream.since is not None]
-    lines += [f"- {run.strategy}: {run.state.value.lower()}" for run in outcome.runs]
+    lines += [f"- {run.name}: {run.state.value.lower()}" for run in outcome.runs]
     lines += [f"- {d.run_id}: {'may be signed' if d.promote else 'refused'}" for d in outcome.decisions]
     return "\n".join(lines)

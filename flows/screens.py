@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from continual.plans import AdaptationPlan, AdaptationRun
+from continual.plans import AdaptationPlan, AdaptationRun, Treatment
 from flows.doctor import Finding
 from flows.simulating import Simulation
 from flows.status import headline, plain
@@ -36,6 +36,7 @@ GRADE_COLOURS = {
     Grade.ACT: "bold yellow",
     Grade.STOP: "bold red",
 }
+RUNG_WORDS = {True: ("needed", "bold yellow"), False: ("not enough", "yellow"), None: ("", "dim")}
 GATE_WORDS = {True: ("may be signed", "bold green"), False: ("refused", "bold red")}
 
 
@@ -123,25 +124,42 @@ def show_plan(screen: Console, plan: AdaptationPlan | None) -> None:
         return
     screen.print(Text(f"{plan.plan_id}: {plan.treatment}", "bold"))
     screen.print(Text(plan.reason))
+    if plan.rungs:
+        screen.print(ladder_table(plan))
     screen.print(Text("Evidence: " + "; ".join(plan.evidence), "dim"))
+
+
+def ladder_table(plan: AdaptationPlan) -> Table:
+    """Draw the ladder from the lowest step up: taken, not enough or not asked, and why. Fits 80 columns."""
+    verdicts = {verdict.treatment: verdict for verdict in plan.rungs}
+    table = _table("step", "", "why")
+    for treatment in Treatment:
+        verdict, taken = verdicts.get(treatment), treatment is plan.treatment
+        word, style = ("taken", "bold green") if taken else RUNG_WORDS[verdict.enough if verdict else None]
+        told = verdict.sentence if verdict else "not asked"
+        table.add_row(Text(treatment.value, style if taken else ""), Text(word, style), Text(told))
+    return table
 
 
 def show_runs(screen: Console, runs: Sequence[AdaptationRun]) -> None:
     """Show what each strategy learned and forgot."""
     screen.print(runs_table([plain(run) for run in runs]))
     for run in runs:
-        screen.print(Text(f"{run.run_id} {run.state.lower()}{f': {run.reason}' if run.reason else ''}"))
+        told = ": ".join(filter(None, (run.state.lower(), run.reason or run.told)))
+        screen.print(Text(f"{run.run_id} {told}"))
 
 
 def runs_table(runs: Sequence[dict[str, Any]]) -> Table:
     """Draw runs as rows: AUROC on each experience after learning, forgetting, transfer. Fits 80 columns."""
     names = list(runs[0]["experiences"]) if runs else []
     headings = (f"AUROC on\n{short_window(name)}" for name in names)
-    table = _table("strategy", *headings, "forgetting", "backward\ntransfer")
+    table = _table(
+        "strategy" if any(run["strategy"] for run in runs) else "step", *headings, "forgetting", "backward\ntransfer"
+    )
     for run in runs:
         last = run["matrix"][-1] if run["matrix"] else [None] * len(names)
         cells = [*map(number, last), number(run["forgetting"], "+.3f"), number(run["backward_transfer"], "+.3f")]
-        table.add_row(run["strategy"], *cells)
+        table.add_row(run["strategy"] or run["treatment"], *cells)
     return table
 
 
@@ -300,7 +318,7 @@ def _show_newest_plan(screen: Console, state: dict[str, Any]) -> None:
     for run in runs:
         for decision in state["decisions"]:
             if decision["run_id"] == run["run_id"]:
-                screen.print(decision_text(decision, run["strategy"]))
+                screen.print(decision_text(decision, run["strategy"] or run["treatment"]))
     if more := len(state["plans"]) - 1:
         screen.print(f"{more} other plan{'s' * (more > 1)}: wardround status --json, or the dashboard", style="dim")
 

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from continual.adapter_card import Reads
-from continual.adapters import SUFFIX
+from continual.adapters import SUFFIX, Adapter
 from continual.adapting import AdaptationInterrupted, Experience, adapt, not_begun
 from continual.feature_store import FeaturesMissing
 from continual.limits import RunStopped
-from continual.planning import plan_adaptation
+from continual.memory_store import Memory
+from continual.planning import find_drifted, plan_adaptation
 from continual.plans import AdaptationPlan, AdaptationRun, RunState, Treatment
-from flows.labelling import open_worklists
-from flows.remembering import experience_of, keep_memory, recall
+from continual.treatments import Order, take_step
+from flows.benches import bench_of, gather, labelled_with_images, remembered, told_prevalence, tried_steps
+from flows.remembering import experience_of, keep_memory, name_of
 from flows.unfinished import checkpoint_of, forget_checkpoints
 from flows.ward import (
     StepRefused,
@@ -43,7 +44,7 @@ from registry.promotion import lineage
 def propose(ward: Ward, model: str, *, by: str, at: datetime) -> AdaptationPlan | None:
     """Turn the reports since the last change of champion into a plan, and keep it; None: nothing to do.
 
-    Who proposed the same first stays its proposer: nothing is trained, or offered for signature, twice.
+    Who proposed the same first stays its proposer: nothing is made, or offered for signature, twice.
     """
     champion = ward.records.champion(model)
     if champion is None:
@@ -52,16 +53,13 @@ def propose(ward: Ward, model: str, *, by: str, at: datetime) -> AdaptationPlan 
         )
     # a plan is read by many: what it rests on and quotes may leave, and no figure of a few patients decides
     reports = [r for r in shown_reports(ward, model) if version_in(ward, model, r.window) == champion.version]
-    drifted = [report.window for report in reports]
-    labelled = int(load_role(ward, model, drifted, PatientRole.LEARNING).labelled.sum()) if drifted else 0
     plan = plan_adaptation(
         reports,
         model=model,
         champion_version=champion.version,
         policy=ward.settings.adaptation,
-        labelled=labelled,
+        at_hand=gather(ward, champion, find_drifted(reports), at=at),
         proposed_by=by,
-        waiting=open_worklists(ward, model, at=at),
     )
     if plan is None:
         return None
@@ -72,22 +70,26 @@ def propose(ward: Ward, model: str, *, by: str, at: datetime) -> AdaptationPlan 
     return known
 
 
-def treat(ward: Ward, plan: AdaptationPlan, strategy: str, *, at: datetime) -> AdaptationRun:
-    """Train the champion's adapter further with one strategy on the plan's windows, and keep the run.
+def treat(ward: Ward, plan: AdaptationPlan, strategy: str = "", *, at: datetime) -> AdaptationRun:
+    """Make an adapter from the champion's as the plan's treatment says, and keep the run.
 
-    A run that finished stands and is not trained again, unless its adapter's file was lost. One that was cut
-    short, by a crash, a limit or a person, goes on after its last whole epoch and ends in the same adapter.
+    A ``strategy`` is for treatments that train one. A run that finished stands and is not made again, unless its
+    adapter's file was lost. One that was cut short, by a crash, a limit or a person, goes on after its last whole
+    epoch and ends in the same adapter.
     """
-    if plan.treatment is not Treatment.UPDATE_ADAPTER:
+    if plan.treatment not in STEPS:
         raise StepRefused(f"{plan.plan_id} says “{plan.treatment}”: there is nothing to train")
     champion = ward.records.champion(plan.model)
     if champion is None or champion.version != plan.champion_version:
         raise StepRefused(f"{plan.plan_id} was made for version {plan.champion_version}, which is not live; plan again")
+    if bool(strategy) != bool(plan.strategies):
+        asked = f"takes one of the strategies {', '.join(plan.strategies)}" if plan.strategies else "takes no strategy"
+        raise StepRefused(f"{plan.plan_id} says “{plan.treatment}”, which {asked}")
     if (known := _finished_run(ward, plan, strategy)) is not None:
         forget_checkpoints(ward, plan, strategy)
         return known
     try:
-        run = _train(ward, plan, strategy, champion, at)
+        run = _make(ward, plan, champion, strategy, at)
     except AdaptationInterrupted as stop:
         ward.records.save_run(stop.run, at)
         raise
@@ -97,22 +99,40 @@ def treat(ward: Ward, plan: AdaptationPlan, strategy: str, *, at: datetime) -> A
     return run
 
 
-def _train(ward: Ward, plan: AdaptationPlan, strategy: str, champion: ChampionRecord, at: datetime) -> AdaptationRun:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Past:
+    """What a step starts from: the live adapter and what it remembers; and the studies that are new to it."""
+
+    champion: ChampionRecord
+    start: Adapter
+    memory: Memory
+    new: Cohort
+
+
+def _make(ward: Ward, plan: AdaptationPlan, champion: ChampionRecord, strategy: str, at: datetime) -> AdaptationRun:
     start, stages = adapter_of(ward, plan.model, champion.adapter_sha256), stages_of(ward, plan)
-    reads, names = start.card.reads, [name_of(windows) for windows in stages]
     try:
-        memory = recall(ward, champion, partial(_learned, ward, plan.model, stages[:-1]), at=at)
-        ((_, new),) = _learned(ward, plan.model, stages[-1:])
-        stream = [*map(memory.experience, names[:-1]), experience_of(ward, plan.model, names[-1], new, reads)]
-        evaluation = [_experience(ward, plan.model, windows, PatientRole.REFERENCE, reads) for windows in stages]
+        memory = remembered(ward, champion, at=at)
+        new = labelled_with_images(ward, plan.model, plan.windows, PatientRole.LEARNING)
+        past = _Past(champion=champion, start=start, memory=memory, new=new)
+        made, run = STEPS[plan.treatment](ward, plan, past, strategy)
     except (FeaturesMissing, RunStopped) as error:
-        policy = ward.settings.adaptation
-        return not_begun(start, plan, strategy=strategy, policy=policy, stages=tuple(names), why=str(error))
-    adapter, run = adapt(
-        start=start,
-        stream=stream,
-        evaluation=evaluation,
-        learned=len(stages) - 1,
+        policy, names = ward.settings.adaptation, tuple(map(name_of, stages))
+        return not_begun(start, plan, strategy=strategy, policy=policy, stages=names, why=str(error))
+    if run.state is RunState.FINISHED:
+        run = keep_memory(ward, run, made, memory, new, at=at)
+    return replace(run, backbone=backbone_of(ward, plan.model).card)
+
+
+def _train(ward: Ward, plan: AdaptationPlan, past: _Past, strategy: str) -> tuple[Adapter, AdaptationRun]:
+    """Update the adapter: train its blocks further with a strategy, from outputs without calibration."""
+    start, names = past.start, [name_of(windows) for windows in stages_of(ward, plan)]
+    new = experience_of(ward, plan.model, names[-1], past.new, start.card.reads)
+    return adapt(
+        start=replace(start, outputs=start.outputs.after_training()),
+        stream=[*map(past.memory.experience, names[:-1]), new],
+        evaluation=_evaluation(ward, plan, start.card.reads),
+        learned=len(names) - 1,
         strategy=strategy,
         policy=ward.settings.adaptation,
         plan_id=plan.plan_id,
@@ -121,9 +141,55 @@ def _train(ward: Ward, plan: AdaptationPlan, strategy: str, champion: ChampionRe
         progress=ward.progress,
         checkpoint=checkpoint_of(ward, plan, strategy),
     )
-    if run.state is RunState.FINISHED:
-        run = keep_memory(ward, run, adapter, memory, new, at=at)
-    return replace(run, backbone=backbone_of(ward, plan.model).card)
+
+
+def _take_step(ward: Ward, plan: AdaptationPlan, past: _Past, strategy: str) -> tuple[Adapter, AdaptationRun]:
+    """Change the outputs or the head, with no block trained."""
+    report = ward.records.report(plan.model, plan.windows[-1])
+    told = told_prevalence(report.prevalences) if report is not None else None
+    bench = bench_of(ward, past.champion, plan.windows, past.memory, told=told)
+    if bench is None:
+        raise StepRefused("these studies came without images, so nothing can be made; ingest an image column")
+    order = Order(
+        treatment=plan.treatment,
+        plan_id=plan.plan_id,
+        model=plan.model,
+        start=past.start,
+        stages=tuple(map(name_of, stages_of(ward, plan))),
+        evaluation=_evaluation(ward, plan, past.start.card.reads),
+        directory=ward.adapters,
+    )
+    return take_step(order, bench)
+
+
+def _evaluation(ward: Ward, plan: AdaptationPlan, reads: Reads) -> list[Experience]:
+    """Give studies of reference patients of every stage, on which what was kept and lost is measured."""
+    return [
+        experience_of(
+            ward,
+            plan.model,
+            name_of(windows),
+            labelled_with_images(ward, plan.model, windows, PatientRole.REFERENCE),
+            reads,
+        )
+        for windows in stages_of(ward, plan)
+    ]
+
+
+STEPS: Mapping[Treatment, Callable[[Ward, AdaptationPlan, _Past, str], tuple[Adapter, AdaptationRun]]] = {
+    Treatment.RECALIBRATE: _take_step,
+    Treatment.CORRECT_PREVALENCE: _take_step,
+    Treatment.MOVE_THRESHOLD: _take_step,
+    Treatment.REFIT_HEAD: _take_step,
+    Treatment.UPDATE_ADAPTER: _train,
+}
+"""What makes the adapter of each treatment; the others make none."""
+
+
+def may_climb(ward: Ward, plan: AdaptationPlan) -> bool:
+    """Tell whether all that was made for a plan was refused or failed, so that the next step is due."""
+    champion = ward.records.champion(plan.model)
+    return champion is not None and plan.treatment in tried_steps(ward, champion, plan.windows)
 
 
 def judge(ward: Ward, run: AdaptationRun, *, at: datetime) -> GateDecision:
@@ -160,31 +226,12 @@ def stages_of(ward: Ward, plan: AdaptationPlan) -> list[tuple[Window, ...]]:
     return [*(windows_of(ward, plan.model, move.version) for move in lineage(moves)), plan.windows]
 
 
-def name_of(windows: Sequence[Window]) -> str:
-    """Name a stage by its span of days: 2026-01-05/2026-03-30."""
-    return Window(start=windows[0].start, end=windows[-1].end).key
-
-
 def _finished_run(ward: Ward, plan: AdaptationPlan, strategy: str) -> AdaptationRun | None:
     identity = (plan.plan_id, strategy, ward.settings.adaptation.recipe)
     for run in ward.records.runs(plan.model):
         if (run.plan_id, run.strategy, run.recipe) == identity and run.state is RunState.FINISHED:
             return run if (ward.adapters / f"{run.adapter_sha256}{SUFFIX}").is_file() else None
     return None
-
-
-def _experience(ward: Ward, model: str, windows: Sequence[Window], role: PatientRole, reads: Reads) -> Experience:
-    return experience_of(ward, model, name_of(windows), _labelled_with_images(ward, model, windows, role), reads)
-
-
-def _learned(ward: Ward, model: str, stages: Sequence[Sequence[Window]]) -> list[tuple[str, Cohort]]:
-    """Give what may be learned from in some stages, each with its name."""
-    return [(name_of(windows), _labelled_with_images(ward, model, windows, PatientRole.LEARNING)) for windows in stages]
-
-
-def _labelled_with_images(ward: Ward, model: str, windows: Sequence[Window], role: PatientRole) -> Cohort:
-    cohort = load_role(ward, model, windows, role)
-    return cohort.select(cohort.labelled if cohort.images is None else cohort.labelled & (cohort.images != ""))
 
 
 def _subgroups(cohort: Cohort, attributes: tuple[str, ...] | None) -> dict[str, NDArray[np.str_]]:
@@ -205,7 +252,7 @@ def _look(
     ward: Ward, run: AdaptationRun, champion: ChampionRecord, stage: tuple[tuple[Window, ...], str], at: datetime
 ) -> HeldOutScores:
     windows, kind = stage
-    cohort = _labelled_with_images(ward, run.model, windows, PatientRole.HELD_OUT)
+    cohort = labelled_with_images(ward, run.model, windows, PatientRole.HELD_OUT)
     lock = _lock(ward, run.model, cohort, name_of(windows), kind, at)
     locked_studies = {json.loads(line)[0] for line in lock.manifest}
     cohort = cohort.select(np.isin(cohort.study_uid, list(locked_studies)))  # later arrivals are not part of the lock
@@ -216,13 +263,17 @@ def _look(
     ]
     check_disjoint(cohort.patient_key, np.concatenate([part.patient_key for part in learned]))
     ward.records.look_at_held_out(run.model, lock.name, lock.digest, run.run_id, at)
+    answered = [score_with(ward, run.model, cohort, sha256) for sha256 in (champion.adapter_sha256, run.adapter_sha256)]
     return HeldOutScores(
         name=lock.name,
         kind=kind,
         digest=lock.digest,
         labels=cohort.binary_labels(),
-        champion=score_with(ward, run.model, cohort, champion.adapter_sha256).scores,
-        challenger=score_with(ward, run.model, cohort, run.adapter_sha256).scores,
+        champion=answered[0].scores,
+        challenger=answered[1].scores,
+        champion_thresholds=answered[0].thresholds,
+        challenger_thresholds=answered[1].thresholds,
+        same_network=run.treatment.keeps_network,
         patients=cohort.patient_key,
         subgroups=_subgroups(cohort, ward.settings.gate.subgroup_attributes),
         findings=cohort.findings,

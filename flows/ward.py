@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from continual.adapter_card import Reads
-from continual.adapters import Adapter, Inputs, load_adapter, read_inputs, score
+from continual.adapters import Adapter, Inputs, load_adapter, read_inputs, read_outputs, score
 from continual.backbones import Backbone, feature_key, load_backbone
 from continual.feature_store import FeatureStore
 from flows.features import load_features
@@ -147,13 +147,22 @@ def load_role(ward: Ward, model: str, windows: Sequence[Window], role: PatientRo
 
 
 def reference_of(ward: Ward, model: str, version: str) -> Cohort:
-    """Load what windows are compared with under a version: its reference patients, scored by it.
+    """Load what windows are compared with under a version: its reference patients, scored and answered by it.
 
     Without any champion the whole reference window serves, since nobody in it was learned from by us.
     """
     role = PatientRole.REFERENCE if version else None
     reference = load_role(ward, model, windows_of(ward, model, version), role)
-    return reference if not version else rescore(ward, model, reference, version)
+    return reference if not version else answered_by(ward, model, rescore(ward, model, reference, version), version)
+
+
+def answered_by(ward: Ward, model: str, cohort: Cohort, version: str) -> Cohort:
+    """Give a cohort the thresholds of a version, from which on its scores mean yes; without a version 0.5."""
+    entry = next((entry for entry in ward.records.champion_history(model) if entry.version == version), None)
+    if entry is None:
+        return cohort
+    outputs = read_outputs(ward.adapters / f"{entry.adapter_sha256}.safetensors", entry.adapter_sha256)
+    return replace(cohort, thresholds=outputs.thresholds)
 
 
 def adapter_of(ward: Ward, model: str, adapter_sha256: str) -> Adapter:
@@ -173,9 +182,10 @@ def rescore(ward: Ward, model: str, cohort: Cohort, version: str) -> Cohort:
 
 
 def score_with(ward: Ward, model: str, cohort: Cohort, adapter_sha256: str) -> Cohort:
-    """Score what is stored of a cohort's images with an adapter."""
+    """Score what is stored of a cohort's images with an adapter, and take its thresholds."""
     adapter = adapter_of(ward, model, adapter_sha256)
-    return replace(cohort, scores=score(adapter, inputs_of(ward, model, cohort, adapter.card.reads)))
+    scores = score(adapter, inputs_of(ward, model, cohort, adapter.card.reads))
+    return replace(cohort, scores=scores, thresholds=adapter.outputs.thresholds)
 
 
 def inputs_of(ward: Ward, model: str, cohort: Cohort, reads: Reads) -> Inputs:

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from flows.alarming import follow_alarm, load_background
-from flows.ward import Ward, load_role, reference_of, version_in, windows_of
+from flows.ward import Ward, answered_by, load_role, reference_of, version_in, windows_of
 from monitor.cohorts import Window, tile_windows
 from monitor.reports import write_report
 from monitor.results import WindowReport
@@ -26,7 +26,7 @@ def watch(ward: Ward, model: str, window: Window, *, at: datetime) -> WindowRepo
     """
     version, (_, labels) = version_in(ward, model, window), ward.records.count(model, window)
     reference = reference_of(ward, model, version)
-    current = load_role(ward, model, [window], None)
+    current = answered_by(ward, model, load_role(ward, model, [window], None), version)
     ward.progress(f"Watching {window.key}: what counts as a change", 0, 0)
     background = load_background(ward, model, reference, current, window)
     report = watch_window(

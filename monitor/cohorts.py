@@ -96,7 +96,8 @@ class Cohort:
     (n, label columns), NaN where unknown; ``embeddings`` (n, width) or None; ``times``
     datetime64[us] in UTC; each attribute a string column (MISSING where empty) or a float column
     (NaN where empty); each image statistic a float column. Construction proves every score and embedding
-    finite: one NaN would blind a KS test and deafen an MMD.
+    finite: one NaN would blind a KS test and deafen an MMD. ``thresholds`` are those of the model version that is
+    judged, one a finding: the score from which on it says yes; empty: 0.5, and always where scores sum to one.
 
     Raises:
         ValueError: a column has a wrong length, range or a value that is not finite.
@@ -113,6 +114,7 @@ class Cohort:
     embeddings: NDArray[np.float32] | None = None
     images: NDArray[np.str_] | None = None
     image_statistics: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    thresholds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         shape, n = TASKS[self.task], len(self.study_uid)
@@ -134,6 +136,7 @@ class Cohort:
                     raise ValueError(f"{word} {name!r} must have shape {(n,)}, got {column.shape}")
         if not np.all((self.scores >= 0) & (self.scores <= 1)):
             raise ValueError("scores must be finite and in [0, 1]; quarantine the others at ingest")
+        check_thresholds(self.task, self.thresholds, self.scores.shape[1])
         _check_labels(self.labels, shape.label_levels(self.classes))
         if self.embeddings is not None and (
             self.embeddings.ndim != 2 or len(self.embeddings) != n or not np.isfinite(self.embeddings).all()
@@ -212,11 +215,26 @@ def binary_labels(task: Task, classes: tuple[str, ...], labels: NDArray[np.float
     return answers
 
 
+def check_thresholds(task: Task, thresholds: tuple[float, ...], columns: int) -> None:
+    """Prove that thresholds are none, or one a score column between 0 and 1 for a task that has them.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if not thresholds:
+        return
+    if TASKS[task].scores_sum_to_one:
+        raise ValueError("a model that chooses one of several classes has no thresholds")
+    if len(thresholds) != columns or not all(0 < one < 1 for one in thresholds):
+        raise ValueError(f"thresholds are {columns}, one a finding, each between 0 and 1, got {thresholds}")
+
+
 def concatenate(cohorts: Sequence[Cohort]) -> Cohort:
-    """Join cohorts of the same task and classes; only attributes and image statistics that all have are kept."""
+    """Join cohorts of one task, classes and thresholds; only attributes and image statistics that all have are kept."""
     first = cohorts[0]
-    if any((cohort.task, cohort.classes) != (first.task, first.classes) for cohort in cohorts):
-        raise ValueError("only cohorts of the same task and classes can be joined")
+    alike = (first.task, first.classes, first.thresholds)
+    if any((cohort.task, cohort.classes, cohort.thresholds) != alike for cohort in cohorts):
+        raise ValueError("only cohorts of the same task and classes, and with the same thresholds, can be joined")
     optional: dict[str, Any] = {
         name: np.concatenate([getattr(cohort, name) for cohort in cohorts])
         if all(getattr(cohort, name) is not None for cohort in cohorts)
@@ -224,7 +242,7 @@ def concatenate(cohorts: Sequence[Cohort]) -> Cohort:
         for name in ("embeddings", "images")
     }
     tables = ("attributes", "image_statistics")
-    names = [f.name for f in fields(Cohort) if f.name not in {"task", "classes", *tables, *optional}]
+    names = [f.name for f in fields(Cohort) if f.name not in {"task", "classes", "thresholds", *tables, *optional}]
     columns: dict[str, Any] = {name: np.concatenate([getattr(c, name) for c in cohorts]) for name in names}
     shared: dict[str, Any] = {table: _join_shared([getattr(c, table) for c in cohorts]) for table in tables}
     return replace(first, **columns, **optional, **shared)

@@ -23,9 +23,10 @@ from monitor.calibration import (
 from monitor.cohorts import Cohort
 from monitor.delong import delong_error, hanley_mcneil
 from monitor.intervals import Estimate, Floats, Form, replicate, sum_by_patient
-from monitor.tasks import TASKS
+from monitor.tasks import TASKS, Task
 
 THRESHOLD = 0.5
+"""The score from which on a model says yes, where its version sets no other."""
 
 RankStatistic = tuple[NDArray[np.intp], Callable[[Floats], Floats]]
 """An order of the studies, and a statistic (b,) of their weights (b, n) in that order."""
@@ -119,13 +120,9 @@ class Measure:
 def answers_of(cohort: Cohort, patients: NDArray[np.intp] | None = None) -> tuple[Answers, ...]:
     """Turn a cohort into yes/no answers, one a finding.
 
-    Yes is a probability of at least 0.5; where scores sum to one it is the most probable class
-    (the first of equals), because a model that must choose one chooses that one.
+    Yes is a probability of at least the finding's threshold, 0.5 without one; see ``say_yes``.
     """
-    if TASKS[cohort.task].scores_sum_to_one:
-        said = np.arange(cohort.scores.shape[1]) == cohort.scores.argmax(axis=1)[:, None]
-    else:
-        said = cohort.scores >= THRESHOLD
+    said = say_yes(cohort.scores, cohort.task, cohort.thresholds)
     labels, index = cohort.binary_labels(), cohort.patient_index if patients is None else patients
     return tuple(
         Answers(
@@ -137,6 +134,17 @@ def answers_of(cohort: Cohort, patients: NDArray[np.intp] | None = None) -> tupl
         )
         for column, finding in enumerate(cohort.findings)
     )
+
+
+def say_yes(scores: Floats, task: Task, thresholds: tuple[float, ...] = ()) -> NDArray[np.bool_]:
+    """Tell where a model says yes; scores (n, findings), result (n, findings).
+
+    Where scores sum to one it is the most probable class (the first of equals), because a model that must choose one
+    chooses that one; elsewhere a score of at least the finding's threshold, 0.5 without one.
+    """
+    if TASKS[task].scores_sum_to_one:
+        return np.asarray(np.arange(scores.shape[1]) == scores.argmax(axis=1)[:, None])
+    return np.asarray(scores >= np.asarray(thresholds or THRESHOLD))
 
 
 def fast_auroc(scores: Floats, labels: Floats, weights: Floats | None = None) -> Floats:
@@ -209,6 +217,15 @@ def _rate(name: str) -> Callable[[Answers], Sums]:
         return Sums(terms=np.stack(terms, axis=1), combine=lambda totals: _divide(totals[:, 0], totals[:, 1]))
 
     return sums
+
+
+def _balanced(answers: Answers) -> Sums:
+    has, said = answers.labels, answers.said
+    terms = np.stack([has * said, has, (1 - has) * (1 - said), 1 - has], axis=1)
+    return Sums(
+        terms=terms,
+        combine=lambda t: np.asarray((_divide(t[:, 0], t[:, 1]) + _divide(t[:, 2], t[:, 3])) / 2),
+    )
 
 
 def _ece(answers: Answers) -> Sums:
@@ -284,6 +301,7 @@ MEASURES: dict[str, Measure] = {
     "calibration_slope": Measure(form=Form.NORMAL, basis=Basis.BOTH, sums=_slope),
     "calibration_intercept": Measure(form=Form.NORMAL, basis=Basis.BOTH, sums=_intercept),
     "selection_rate": Measure(form=Form.WILSON, basis=Basis.EVERYONE, sums=_rate("selection_rate")),
+    "balanced_accuracy": Measure(form=Form.LOGIT, basis=Basis.BOTH, sums=_balanced),
 }
 """What can be said about one finding, by name; all but ``selection_rate`` need labels.
 

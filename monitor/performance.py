@@ -13,7 +13,7 @@ from monitor.results import Evaluation, Metric, Source
 
 __all__ = ["auroc", "count_labelled", "evaluate", "fast_auroc", "mean_auroc", "report_metric"]
 
-REPORTED = tuple(name for name in MEASURES if name != "selection_rate")
+REPORTED = tuple(name for name in MEASURES if name not in ("selection_rate", "balanced_accuracy"))
 
 
 def auroc(scores: ArrayLike, labels: ArrayLike) -> float | None:

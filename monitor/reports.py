@@ -86,7 +86,7 @@ def _run(before: pd.DataFrame, now: pd.DataFrame, current: Cohort) -> str:
             if len(current.findings) == 1
             else MulticlassClassification(target="label", prediction_labels="predicted")
         ]
-        presets.append(ClassificationPreset())
+        presets.append(ClassificationPreset(probas_threshold=_threshold(current, 0) if current.thresholds else None))
     sides = [Dataset.from_pandas(frame, data_definition=DataDefinition(**definition)) for frame in (now, before)]
     snapshot = Report(presets).run(sides[0], sides[1])
     return str(snapshot.get_html_str(as_iframe=False))
@@ -172,12 +172,16 @@ def _bin_scores(
     def holds(part: Rows) -> bool:
         return all(_count(keys[part][groups[part] == group]) >= smallest for group in np.unique(groups[part]))
 
-    binned = np.empty_like(scores)
-    for half, middle in ((scores < THRESHOLD, THRESHOLD / 2), (scores >= THRESHOLD, (THRESHOLD + 1) / 2)):
+    binned, cut = np.empty_like(scores), _threshold(sides[1], place)
+    for half, middle in ((scores < cut, cut / 2), (scores >= cut, (cut + 1) / 2)):
         rows = np.flatnonzero(half)
         for part in _cut(rows[np.argsort(scores[rows], kind="stable")], scores, holds):
             binned[part] = scores[part].mean() if holds(part) else middle
     return np.split(binned, [len(sides[0])])
+
+
+def _threshold(cohort: Cohort, place: int) -> float:
+    return cohort.thresholds[place] if cohort.thresholds else THRESHOLD
 
 
 def _cut(rows: Rows, scores: Floats, holds: Callable[[Rows], bool]) -> list[Rows]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from continual.plans import Treatment
 from monitor.results import Verdict
 from registry.records import Records
 
@@ -38,7 +39,9 @@ def next_step(records: Records, model: str) -> str:
 
 def _after_drift(records: Records, model: str, live: str) -> str:
     """Say what follows a drift for which no adapter waits: the gate or a person may have refused them all."""
-    plans = [plan.plan_id for plan in records.plans(model) if plan.champion_version == live]
-    if plans and any(decision.plan_id == plans[-1] for decision in records.decisions(model)):
+    plans = [plan for plan in records.plans(model) if plan.champion_version == live]
+    if plans and plans[-1].treatment is Treatment.NEW_BACKBONE:
+        return "People look for another model or backbone: no step of the ladder is enough, or all were refused."
+    if plans and any(decision.plan_id == plans[-1].plan_id for decision in records.decisions(model)):
         return "An engineer looks into it: every adapter for this drift was refused, with reasons."
     return "The last window drifted; wardround plan says what the evidence asks for."

@@ -15,16 +15,20 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
-from scipy.stats import t
+from scipy.stats import rankdata, t
 
+from monitor.cohorts import check_thresholds
 from monitor.intervals import Difference, Estimate, Floats, Form, draw_patients
-from monitor.measures import MEASURES, THRESHOLD, Answers, estimate
-from monitor.tasks import TASKS, Task
+from monitor.measures import MEASURES, Answers, estimate, say_yes
+from monitor.tasks import Task
 from registry.decisions import GatePolicy
 
 KINDS = ("old", "new")
 DECIDING = ("auroc", "average_precision", "sensitivity", "specificity", "accuracy")
 """Metrics that may decide: larger is better."""
+
+AT_THRESHOLD = ("sensitivity", "specificity", "accuracy", "balanced_accuracy", "selection_rate")
+"""Metrics of the answer, yes or no."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -33,7 +37,9 @@ class HeldOutScores:
 
     ``kind`` is "old" or "new" for the change in question. ``labels``, ``champion`` and ``challenger``
     have shape (n, findings): 0 or 1, and scores in [0, 1]; ``patients`` (n,); each subgroup column (n,)
-    holds the attribute's value; ``digest`` is that of the lock. ``findings`` names the columns.
+    holds the attribute's value; ``digest`` is that of the lock. ``findings`` names the columns. The thresholds are
+    those of either model, one a finding; empty: 0.5. ``same_network`` says that the challenger is the champion with
+    other outputs: where both then order (or answer) every study alike, they do so by construction and not by luck.
 
     Raises:
         ValueError: a wrong shape, an unknown label or a score outside [0, 1].
@@ -49,8 +55,13 @@ class HeldOutScores:
     subgroups: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
     findings: tuple[str, ...] = ()
     task: Task = Task.BINARY
+    champion_thresholds: tuple[float, ...] = ()
+    challenger_thresholds: tuple[float, ...] = ()
+    same_network: bool = False
 
     def __post_init__(self) -> None:
+        for thresholds in (self.champion_thresholds, self.challenger_thresholds):
+            check_thresholds(self.task, thresholds, self.labels.shape[1] if self.labels.ndim == 2 else 0)
         if self.kind not in KINDS:
             raise ValueError(f"a held-out cohort is one of {', '.join(KINDS)}, got {self.kind!r}")
         if self.labels.ndim != 2 or self.labels.shape[1] < 1:
@@ -100,14 +111,17 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paired:
-    """Both models' estimates of one figure over the same resamples."""
+    """Both models' estimates of one figure over the same resamples; ``alike``: they say the same of every study."""
 
     champion: Estimate
     challenger: Estimate
+    alike: bool = False
 
     @property
     def difference(self) -> float:
         """Challenger minus champion, both defined."""
+        if self.alike:
+            return 0.0
         return float((self.challenger.value or 0.0) - (self.champion.value or 0.0))
 
     def interval(self, level: float) -> tuple[float, float]:
@@ -119,6 +133,8 @@ class Paired:
         are recovered from both sides' Wilson intervals instead (MOVER; Zou 2007).
         """
         a, b = self.champion.value, self.challenger.value
+        if self.alike and a is not None:
+            return 0.0, 0.0
         if a is None or b is None or not (0 < a < 1 and 0 < b < 1):
             low, high = Difference(first=self.challenger, second=self.champion).interval(level)
             return (-np.inf if low is None else low), (np.inf if high is None else high)
@@ -185,11 +201,27 @@ def measure_both(
 ) -> Paired:
     """Measure both models on the marked studies over the same resamples, averaged over the findings."""
     columns = range(held_out.labels.shape[1]) if columns is None else columns
-    sides = [
-        _average([estimate(answers, [metric], counts)[metric] for answers in _answers(held_out, scores, rows, columns)])
-        for scores in (held_out.champion, held_out.challenger)
+    both = [
+        _answers(held_out, scores, thresholds, rows, columns)
+        for scores, thresholds in (
+            (held_out.champion, held_out.champion_thresholds),
+            (held_out.challenger, held_out.challenger_thresholds),
+        )
     ]
-    return Paired(champion=sides[0], challenger=sides[1])
+    sides = [_average([estimate(answers, [metric], counts)[metric] for answers in one]) for one in both]
+    alike = held_out.same_network and all(
+        _says_the_same(first, second, metric) for first, second in zip(both[0], both[1], strict=True)
+    )
+    return Paired(champion=sides[0], challenger=sides[1], alike=alike)
+
+
+def _says_the_same(first: Answers, second: Answers, metric: str) -> bool:
+    """Tell whether two models cannot differ in a measure: they rank alike, answer alike, or score alike."""
+    if MEASURES[metric].rank:
+        return bool(np.array_equal(rankdata(first.scores), rankdata(second.scores)))
+    if metric in AT_THRESHOLD:
+        return bool(np.array_equal(first.said, second.said))
+    return bool(np.array_equal(first.scores, second.scores))
 
 
 def count_patients(
@@ -216,13 +248,14 @@ def explain_shortage(
 
 
 def _answers(
-    held_out: HeldOutScores, scores: Floats, rows: NDArray[np.bool_], columns: Sequence[int]
+    held_out: HeldOutScores,
+    scores: Floats,
+    thresholds: tuple[float, ...],
+    rows: NDArray[np.bool_],
+    columns: Sequence[int],
 ) -> tuple[Answers, ...]:
     patients = np.unique(held_out.patients, return_inverse=True)[1]
-    if TASKS[held_out.task].scores_sum_to_one:
-        said = np.arange(scores.shape[1]) == scores.argmax(axis=1)[:, None]
-    else:
-        said = scores >= THRESHOLD
+    said = say_yes(scores, held_out.task, thresholds)
     return tuple(
         Answers(
             finding=held_out.columns[column],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from math import isfinite
 
-from continual.plans import AdaptationRun, RunState
+from continual.plans import AdaptationRun, RunState, Treatment
 from registry.comparison import Comparison, HeldOutScores, check_metric, compare
 from registry.decisions import GateCheck, GateDecision, GatePolicy
 from registry.gaps import Gap, compare_gaps
@@ -14,6 +14,7 @@ __all__ = [
     "HeldOutScores",
     "decide",
     "judge_calibration",
+    "judge_exchange",
     "judge_forgetting",
     "judge_gap",
     "judge_non_inferiority",
@@ -21,7 +22,15 @@ __all__ = [
 ]
 
 NON_INFERIORITY, SUPERIORITY, CALIBRATION = "non-inferiority", "superiority", "calibration"
-GAP, FORGETTING, COHORTS = "subgroup gap", "forgetting", "cohorts"
+GAP, FORGETTING, COHORTS, EXCHANGE = "subgroup gap", "forgetting", "cohorts", "exchange"
+
+LOWER_IS_BETTER = ("brier",)
+MAY_MEND = {
+    Treatment.RECALIBRATE: ("brier",),
+    Treatment.CORRECT_PREVALENCE: ("brier",),
+    Treatment.MOVE_THRESHOLD: ("sensitivity", "specificity"),
+}
+"""The figures in which a treatment must be surely better on the new cohort; others: the policy's metric."""
 
 
 def decide(
@@ -30,20 +39,24 @@ def decide(
     """Judge a finished run's adapter against the champion on every locked cohort, old and new.
 
     It passes only if every check passes: no finding surely worse beyond the margin on any old cohort,
-    surely better on each new one, calibrated as well as before on all, no subgroup left further
-    behind, and no more forgotten than allowed. Too few patients, or no cohort of a kind, refuses.
+    surely better on each new one in what its treatment mends, calibrated as well as before on all, no subgroup left
+    further behind, and no more forgotten than allowed. A threshold moved for one kind of error must not cost more of
+    the other. Too few patients, or no cohort of a kind, refuses.
 
     Raises:
-        ValueError: the run did not finish, two cohorts have one name, or the metric cannot decide.
+        ValueError: the run did not finish, two cohorts have one name, the metric cannot decide, or the run says that it
+            mends what its treatment cannot.
     """
     check_metric(policy.metric)
+    mended = _mended(run, policy)
     if run.state is not RunState.FINISHED or not run.adapter_sha256:
         raise ValueError(f"{run.run_id} has no adapter to judge: {run.reason or run.state}")
     if len({cohort.name for cohort in cohorts}) != len(cohorts):
         raise ValueError(f"cohorts need different names, got {[cohort.name for cohort in cohorts]}")
     checks = (
         *_check_kinds(cohorts),
-        *_check_cohorts(cohorts, policy),
+        *_check_cohorts(cohorts, policy, mended),
+        *_check_exchange(cohorts, policy, run),
         *_tell_unjudged_subgroups(policy),
         judge_forgetting(run, policy),
     )
@@ -72,8 +85,11 @@ def judge_non_inferiority(comparison: Comparison, policy: GatePolicy) -> GateChe
 
 
 def judge_superiority(comparison: Comparison, policy: GatePolicy) -> GateCheck:
-    """Pass if the gain is surely above the minimum (one-sided at (1 - level) / 2)."""
-    passed = comparison.low is not None and comparison.low > policy.minimum_gain
+    """Pass if the gain is surely above the minimum (one-sided at (1 - level) / 2); a Brier score gains by falling."""
+    least = comparison.low
+    if comparison.metric in LOWER_IS_BETTER:
+        least = None if comparison.high is None else -comparison.high
+    passed = least is not None and least > policy.minimum_gain
     wanted = f"a gain above {policy.minimum_gain:g}"
     outcome = f"{wanted} is shown" if passed else f"{wanted} is not shown with {_crowd(comparison)}"
     return _check(SUPERIORITY, comparison, policy.minimum_gain, passed, outcome)
@@ -89,6 +105,16 @@ def judge_calibration(comparison: Comparison, policy: GatePolicy) -> GateCheck:
         else f"a rise of {bound:g} cannot be excluded with {_crowd(comparison)}"
     )
     return _check(CALIBRATION, comparison, bound, passed, outcome)
+
+
+def judge_exchange(comparison: Comparison, policy: GatePolicy) -> GateCheck:
+    """Pass if the mean of sensitivity and specificity does not fall by the margin, where a threshold was moved.
+
+    The estimate decides, not its bound: more of one error for less of the other is what was asked for.
+    """
+    passed = comparison.difference is not None and comparison.difference > -policy.margin
+    outcome = f"{'within' if passed else 'above'} the allowed loss of {policy.margin:g}"
+    return _check(EXCHANGE, comparison, policy.margin, passed, outcome)
 
 
 def judge_gap(gap: Gap, policy: GatePolicy) -> GateCheck:
@@ -182,13 +208,28 @@ def _check_without_figures(name: str, *, passed: bool, reason: str) -> GateCheck
     )
 
 
-def _check_cohorts(cohorts: Sequence[HeldOutScores], policy: GatePolicy) -> Iterator[GateCheck]:
+def _mended(run: AdaptationRun, policy: GatePolicy) -> str:
+    """Give the figure in which a run must be surely better."""
+    may = MAY_MEND.get(run.treatment, ("",))
+    if run.mends not in may:
+        raise ValueError(f"{run.run_id}: “{run.treatment}” may mend {' or '.join(may)}, got {run.mends!r}")
+    return run.mends or policy.metric
+
+
+def _check_exchange(cohorts: Sequence[HeldOutScores], policy: GatePolicy, run: AdaptationRun) -> Iterator[GateCheck]:
+    if run.treatment is Treatment.MOVE_THRESHOLD:
+        for cohort in cohorts:
+            if cohort.kind == "new":
+                yield judge_exchange(compare(cohort, "balanced_accuracy", policy=policy), policy)
+
+
+def _check_cohorts(cohorts: Sequence[HeldOutScores], policy: GatePolicy, mended: str) -> Iterator[GateCheck]:
     for cohort in cohorts:
         if cohort.kind == "old":
             for finding in cohort.columns:
                 yield judge_non_inferiority(compare(cohort, policy.metric, policy=policy, finding=finding), policy)
         else:
-            yield judge_superiority(compare(cohort, policy.metric, policy=policy), policy)
+            yield judge_superiority(compare(cohort, mended, policy=policy), policy)
         yield judge_calibration(compare(cohort, "brier", policy=policy), policy)
         judged = cohort.subgroups if policy.subgroup_attributes is None else policy.subgroup_attributes
         for attribute in judged:

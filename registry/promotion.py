@@ -291,7 +291,7 @@ def _release(records: Records, versions: ModelVersions, champion: ChampionRecord
         files += [versions.report(champion.model, window) for window in plan.windows]
         metrics = _metrics(decision) | ({} if run.forgetting is None else {"forgetting": run.forgetting})
         tags |= {"wardround.decision_id": decision.decision_id, "wardround.decision_digest": decision.digest}
-        tags |= {"wardround.strategy": run.strategy}
+        tags |= {"wardround.strategy": run.strategy, "wardround.treatment": run.treatment.value}
     return Release(
         model=champion.model,
         adapter=adapter,

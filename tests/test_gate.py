@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from continual.plans import AdaptationRun, RunState
+from continual.plans import AdaptationRun, RunState, Treatment
 from registry.comparison import Comparison, HeldOutScores
 from registry.decisions import GateCheck, GateDecision, GatePolicy
 from registry.gaps import Gap, compare_gaps, group_values
 from registry.gate import (
     decide,
     judge_calibration,
+    judge_exchange,
     judge_forgetting,
     judge_gap,
     judge_non_inferiority,
@@ -342,3 +343,33 @@ def test_without_patients_enough_the_gate_refuses_and_says_how_many_there_were(k
     shortage = f"cannot be judged: {keep} patients, {with_it} with and {keep - with_it} without"
     assert (shortage in decision.reasons[0]) is not enough
     assert enough or not decision.promote
+
+
+# ---- what a treatment mends
+
+
+def test_a_treatment_is_asked_for_a_gain_in_what_it_mends_and_in_nothing_else():
+    cohorts = cohort_of("old", patients=100), cohort_of("new", seed=1, patients=100, gain=1.0)
+    sure = tuple(replace(c, challenger=np.clip(c.champion * 0.9, 0, 1), same_network=True) for c in cohorts)
+    decision = judge(*sure, run=run_of(treatment=Treatment.RECALIBRATE, mends="brier", forgetting=0.0))
+    by_name = {check.name: check for check in decision.checks}
+    assert by_name["superiority"].metric == "brier"
+    kept = by_name["non-inferiority"]
+    assert (kept.difference, kept.low, kept.high, kept.passed) == (0, 0, 0, True)
+    moved = judge(*sure, run=run_of(treatment=Treatment.MOVE_THRESHOLD, mends="sensitivity", forgetting=0.0))
+    assert [check.metric for check in moved.checks if check.name == "exchange"] == ["balanced_accuracy"]
+    for treatment, mends in ((Treatment.RECALIBRATE, "auroc"), (Treatment.UPDATE_ADAPTER, "brier")):
+        with pytest.raises(ValueError, match="may mend"):
+            judge(*sure, run=run_of(treatment=treatment, mends=mends))
+
+
+@given(low=st.floats(-0.3, 0.3), width=st.floats(0, 0.2), better=st.floats(0, 0.2))
+def test_a_brier_score_gains_by_falling_and_the_rule_is_monotone(low, width, better):
+    def brier(shift: float) -> Comparison:
+        return replace(comparison_of(low - shift, low + width - shift), metric="brier")
+
+    worse, improved = (judge_superiority(brier(shift), POLICY) for shift in (0.0, better))
+    assert worse.passed == (low + width < 0)
+    assert improved.passed >= worse.passed
+    exchanged = [judge_exchange(comparison_of(low + shift, low + shift), POLICY) for shift in (0.0, better)]
+    assert exchanged[1].passed >= exchanged[0].passed

@@ -7,6 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from continual.ladder import AtHand
 from continual.planning import plan_adaptation
 from continual.plans import AdaptationPlan, AdaptationPolicy, Treatment
 from monitor.cohorts import Window
@@ -76,14 +77,9 @@ def report(number: int, verdict: Verdict, *harms: Harm, model: str = "mri") -> W
 
 
 def plan(reports: Sequence[WindowReport], **changes: Any) -> AdaptationPlan | None:
-    arguments: dict[str, Any] = {
-        "model": "mri",
-        "champion_version": "1",
-        "policy": POLICY,
-        "labelled": 100,
-        "proposed_by": "emma",
-    }
-    return plan_adaptation(reports, **(arguments | changes))
+    at_hand = AtHand(labelled=changes.pop("labelled", 100), **changes.pop("at_hand", {}))
+    arguments: dict[str, Any] = {"model": "mri", "champion_version": "1", "policy": POLICY, "proposed_by": "emma"}
+    return plan_adaptation(reports, at_hand=at_hand, **(arguments | changes))
 
 
 def sure(reports: Sequence[WindowReport], **changes: Any) -> AdaptationPlan:

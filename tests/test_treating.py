@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from continual.adapters import read_outputs
 from continual.plans import RunState, Treatment
 from flows.doctor import examine
 from flows.ingesting import ingest_export
-from flows.treating import choose, judge, name_of, propose, stages_of, treat
-from flows.ward import StepRefused, backbone_of, windows_of
+from flows.treating import choose, judge, may_climb, name_of, propose, stages_of, treat
+from flows.ward import StepRefused, backbone_of, reference_of, score_with, windows_of
 from monitor.cohorts import Window
 from registry.approvals import approve
 from registry.held_out import HeldOutChanged, PatientRole, roles_of
@@ -247,3 +248,86 @@ def test_what_the_gate_refused_is_never_recommended(treated: Any) -> None:
     assert chosen.promote
     assert choose([decision for decision in decisions if not decision.promote], runs) is None
     assert choose([], runs) is None
+
+
+# ---- the smaller steps of the ladder
+
+
+def step_of(treated: Any, treatment: Treatment) -> Any:
+    plan = replace(plan_of(treated), treatment=treatment, strategies=())
+    treated.ward.records.save_plan(plan, AT)
+    return plan
+
+
+def free_head(treated: Any) -> Any:
+    """Let the head move, as it may outside of most tests."""
+    path = treated.directory / "wardround.toml"
+    path.write_text(path.read_text().replace("head_hold = 1e6", "head_hold = 2.0"))
+    return treated
+
+
+def test_where_a_new_head_is_enough_it_is_proposed_made_and_judged_before_any_training(treated: Any) -> None:
+    ward = free_head(treated).ward
+    plan = propose(ward, treated.model, by="emma.engineer", at=AT)
+    assert plan is not None
+    assert plan.treatment is Treatment.REFIT_HEAD
+    assert [verdict.enough for verdict in plan.rungs] == [False] * 4 + [True]
+    run = treat(ward, plan, at=AT)
+    assert (run.state, run.strategy, run.name, run.treatment) == (
+        RunState.FINISHED,
+        "",
+        "refit the head",
+        Treatment.REFIT_HEAD,
+    )
+    assert run.run_id.endswith("-refit-the-head-0")
+    old, new = run.matrix[-1]
+    assert old is not None
+    assert new is not None
+    assert min(old, new) > 0.9
+    assert treat(ward, plan, at=AT) == run
+    path = ward.adapters / f"{run.adapter_sha256}.safetensors"
+    content = path.read_bytes()
+    path.unlink()
+    assert treat(ward, plan, at=AT).adapter_sha256 == run.adapter_sha256
+    assert path.read_bytes() == content
+    decision = judge(ward, run, at=AT)
+    assert {check.metric for check in decision.checks if check.name == "superiority"} == {"auroc"}
+
+
+def test_other_outputs_keep_the_order_and_are_judged_in_what_they_mend(treated: Any) -> None:
+    ward, plan = treated.ward, step_of(treated, Treatment.MOVE_THRESHOLD)
+    run = treat(ward, plan, at=AT)
+    assert run.state is RunState.FINISHED
+    assert run.mends in ("sensitivity", "specificity")
+    assert run.forgetting == 0
+    decision = judge(ward, run, at=AT)
+    (kept,) = [check for check in decision.checks if check.name == "non-inferiority"]
+    assert (kept.difference, kept.low, kept.high, kept.passed) == (0, 0, 0, True)
+    assert {check.metric for check in decision.checks if check.name == "superiority"} == {run.mends}
+    assert [check.metric for check in decision.checks if check.name == "exchange"] == ["balanced_accuracy"]
+    sha256 = run.adapter_sha256
+    thresholds = read_outputs(ward.adapters / f"{sha256}.safetensors", sha256).thresholds
+    assert len(thresholds) == 1
+    assert score_with(ward, treated.model, reference_of(ward, treated.model, "1"), sha256).thresholds == thresholds
+
+
+def test_what_the_labels_do_not_carry_is_a_failed_run_and_tried(treated: Any) -> None:
+    """Scores that point the wrong way in the new windows cannot be calibrated; the next step is due."""
+    ward, plan = treated.ward, step_of(treated, Treatment.RECALIBRATE)
+    run = treat(ward, plan, at=AT)
+    assert (run.state is RunState.FAILED) == bool(run.reason)
+    if run.state is RunState.FINISHED:
+        assert not judge(ward, run, at=AT).promote
+    assert may_climb(ward, plan)
+
+
+def test_a_step_that_trains_nothing_takes_no_strategy_and_one_that_trains_needs_one(treated: Any) -> None:
+    with pytest.raises(StepRefused, match="“recalibrate”, which takes no strategy"):
+        treat(treated.ward, step_of(treated, Treatment.RECALIBRATE), "replay", at=AT)
+    with pytest.raises(StepRefused, match="takes one of the strategies naive, replay"):
+        treat(treated.ward, plan_of_update(treated), at=AT)
+
+
+def plan_of_update(treated: Any) -> Any:
+    plans = treated.ward.records.plans(treated.model)
+    return next(plan for plan in plans if plan.treatment is Treatment.UPDATE_ADAPTER)
