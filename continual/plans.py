@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from continual.kept import KeptAndLost
 from monitor.cohorts import Window
 
 
@@ -92,7 +93,8 @@ class AdaptationRun:
     undefined); ``experiences`` names them. ``forgetting`` is the largest drop from the best
     earlier figure, averaged over the earlier experiences; ``backward_transfer`` the average
     change of earlier experiences since they were learned; ``forward_transfer`` the average
-    figure on an experience before it is learned, minus 0.5.
+    figure on an experience before it is learned, minus 0.5. ``kept`` holds all that was measured against
+    the champion, with intervals; None for a run that failed or that an earlier Wardround recorded.
     """
 
     plan_id: str
@@ -115,6 +117,7 @@ class AdaptationRun:
     memory_studies: int
     n_learned: int
     seconds: float
+    kept: KeptAndLost | None = None
 
     @property
     def run_id(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from continual.adapters import SUFFIX
 from continual.adapting import Experience, adapt
+from continual.kept import KeptAndLost
 from continual.planning import plan_adaptation
 from continual.plans import AdaptationPlan, AdaptationRun, RunState, Treatment
+from continual.retention import StageScores, measure_kept
 from flows.ward import (
     StepRefused,
     Ward,
@@ -89,8 +91,40 @@ def treat(ward: Ward, plan: AdaptationPlan, strategy: str, *, at: datetime) -> A
         directory=ward.adapters,
         progress=ward.progress,
     )
+    if run.state is RunState.FINISHED:
+        run = replace(run, kept=measure_against_champion(ward, plan, run.adapter_sha256, champion=champion))
     ward.records.save_run(run, at)
     return run
+
+
+def measure_against_champion(
+    ward: Ward, plan: AdaptationPlan, adapter_sha256: str, *, champion: ChampionRecord
+) -> KeptAndLost:
+    """Measure an adapter against the champion on the reference patients of every stage: what it kept and lost."""
+
+    def ask(sha256: str) -> Callable[[Cohort], NDArray[np.float64]]:
+        return lambda cohort: score_with(ward, plan.model, cohort, sha256).scores
+
+    return measure_treatment(ward, plan, before=ask(champion.adapter_sha256), after=ask(adapter_sha256))
+
+
+def measure_treatment(
+    ward: Ward,
+    plan: AdaptationPlan,
+    *,
+    before: Callable[[Cohort], NDArray[np.float64]],
+    after: Callable[[Cohort], NDArray[np.float64]],
+) -> KeptAndLost:
+    """Measure what any treatment kept and lost, from what the model says before and after it.
+
+    ``before`` and ``after`` score a cohort, shape (n, score columns). Held-out patients are never asked.
+    """
+    stages = []
+    for windows in stages_of(ward, plan):
+        cohort = _labelled_with_images(ward, plan.model, windows, PatientRole.REFERENCE)
+        stages.append(StageScores(name=name_of(windows), cohort=cohort, scores=(before(cohort), after(cohort))))
+    policy = ward.settings.drift
+    return measure_kept(stages, policy=policy, generator=np.random.default_rng(policy.seed))
 
 
 def judge(ward: Ward, run: AdaptationRun, *, at: datetime) -> GateDecision:

@@ -1,7 +1,7 @@
 """Champion against challenger on one held-out cohort: paired, with the patient as the unit.
 
 Both models answer the same studies, and both are measured on the same resamples of patients, so that
-what they share cancels. The bootstrap gives the standard error of the paired difference on a scale
+what they share cancels (``monitor.paired``). The bootstrap gives the standard error of the paired difference on a scale
 that knows the bounds (logit for areas and rates, log for errors), with Student's t at the patients
 of the rarer class. Percentiles of the resampled differences are not used: near an AUROC of 1 their
 2.5 % one-sided test errs in 5 to 11 % of the cases.
@@ -14,11 +14,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit
-from scipy.stats import t
 
-from monitor.intervals import Difference, Estimate, Floats, Form, draw_patients
+from monitor.intervals import Floats, draw_patients
 from monitor.measures import MEASURES, THRESHOLD, Answers, estimate
+from monitor.paired import Paired, average_estimates
 from monitor.tasks import TASKS, Task
 from registry.decisions import GatePolicy
 
@@ -98,38 +97,6 @@ class Comparison:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Paired:
-    """Both models' estimates of one figure over the same resamples."""
-
-    champion: Estimate
-    challenger: Estimate
-
-    @property
-    def difference(self) -> float:
-        """Challenger minus champion, both defined."""
-        return float((self.challenger.value or 0.0) - (self.champion.value or 0.0))
-
-    def interval(self, level: float) -> tuple[float, float]:
-        """Bound the difference at a two-sided level.
-
-        The paired difference is bounded on the metric's own scale by its bootstrap standard error
-        (delta method) and read back at the champion's figure; two models that agree on every study
-        differ by exactly 0. Where a figure sits at 0 or 1 a bootstrap sees no spread, and the bounds
-        are recovered from both sides' Wilson intervals instead (MOVER; Zou 2007).
-        """
-        a, b = self.champion.value, self.challenger.value
-        if a is None or b is None or not (0 < a < 1 and 0 < b < 1):
-            low, high = Difference(first=self.challenger, second=self.champion).interval(level)
-            return (-np.inf if low is None else low), (np.inf if high is None else high)
-        logs = self.champion.form is Form.LOG
-        slope_a, slope_b = (a, b) if logs else (a * (1 - a), b * (1 - b))
-        resampled = self.challenger.replicates / slope_b - self.champion.replicates / slope_a
-        reach = _quantile(self.champion, level) * float(np.nanstd(resampled, ddof=1))
-        ends = [b * np.exp(side * reach) if logs else expit(logit(b) + side * reach) for side in (-1, 1)]
-        return float(ends[0] - a), float(ends[1] - a)
-
-
 def compare(held_out: HeldOutScores, metric: str, *, policy: GatePolicy, finding: str | None = None) -> Comparison:
     """Compare both models by one metric of ``MEASURES``, for one finding or averaged over all.
 
@@ -185,10 +152,10 @@ def measure_both(
 ) -> Paired:
     """Measure both models on the marked studies over the same resamples, averaged over the findings."""
     columns = range(held_out.labels.shape[1]) if columns is None else columns
-    sides = [
-        _average([estimate(answers, [metric], counts)[metric] for answers in _answers(held_out, scores, rows, columns)])
-        for scores in (held_out.champion, held_out.challenger)
-    ]
+    sides = []
+    for scores in (held_out.champion, held_out.challenger):
+        found = [estimate(one, [metric], counts)[metric] for one in _answers(held_out, scores, rows, columns)]
+        sides.append(average_estimates(found))
     return Paired(champion=sides[0], challenger=sides[1])
 
 
@@ -233,23 +200,6 @@ def _answers(
         )
         for column in columns
     )
-
-
-def _average(estimates: Sequence[Estimate]) -> Estimate:
-    """Average one measure over findings; its patients are those of the scarcest finding."""
-    values = [one.value for one in estimates]
-    return replace(
-        estimates[0],
-        value=None if None in values else float(np.mean([value for value in values if value is not None])),
-        replicates=np.mean([one.replicates for one in estimates], axis=0),
-        patients=min(one.patients for one in estimates),
-        informative=min(one.informative for one in estimates),
-        standard_error=None,  # that of one finding is not that of their mean; the replicates' is
-    )
-
-
-def _quantile(figure: Estimate, level: float) -> float:
-    return float(t.ppf(0.5 + level / 2, max(figure.patients - 1, 1)))
 
 
 def check_metric(metric: str) -> None:

@@ -26,7 +26,7 @@ from registry.rows import (
     SignatureRow,
 )
 
-SCHEMA = "5"
+SCHEMA = "6"
 BUSY_SECONDS = 30
 APPEND_ONLY = (
     EventRow,
