@@ -10,10 +10,24 @@ from continual.plans import AdaptationPlan, AdaptationRun, RunState
 from dashboard import treatment_charts
 from dashboard.drawing import QUIET_BAR
 from dashboard.glossary import show_terms
+from dashboard.kept_view import show_kept
 from dashboard.names import number, plural, reword, sentence, strategy_words
 from dashboard.reading import choose, chosen_model, plain, show_table, store
 from dashboard.wording import name_plan, tell_evidence, tell_run
 from registry.decisions import GateDecision
+from registry.records import Records
+
+TERMS = (
+    "Adapter",
+    "Strategy",
+    "Champion and challenger",
+    "Forgetting",
+    "Backward transfer",
+    "Learning, potential, retention",
+    "Flip",
+    "Subgroup",
+    "95 % interval",
+)
 
 
 def show() -> None:
@@ -40,10 +54,10 @@ def show() -> None:
         if run.state is RunState.FAILED:
             st.error(plain(tell_run(run)), icon=":material/error:")
     if finished:
-        _show_one(finished)
+        _show_one(finished, records)
         with st.expander("The figures as a table"):
             show_table(_table(finished))
-    show_terms("Adapter", "Strategy", "Forgetting", "Backward transfer", "Champion and challenger", metrics=("auroc",))
+    show_terms(*TERMS, metrics=("auroc", "brier", "ece_debiased", "calibration_slope", "calibration_intercept"))
 
 
 def _show_plan(plan: AdaptationPlan) -> None:
@@ -67,8 +81,8 @@ def _show_comparison(runs: Sequence[AdaptationRun], decisions: Sequence[GateDeci
     )
 
 
-def _show_one(runs: Sequence[AdaptationRun]) -> None:
-    st.subheader("Step by step", anchor=False)
+def _show_one(runs: Sequence[AdaptationRun], records: Records) -> None:
+    st.subheader("One strategy in detail", anchor=False)
     places = range(len(runs))
     place = st.segmented_control(
         "Strategy", places, default=0, format_func=lambda i: plain(strategy_words(runs[i].strategy)), key="strategy"
@@ -84,6 +98,7 @@ def _show_one(runs: Sequence[AdaptationRun]) -> None:
         st.markdown(f"**Learned from:** {plain(plural(run.n_learned, 'new study'))}, {plain(rehearsed)}")
         told = f"{run.trainable_parameters:,} weights of the adapter ({run.adapter}); the large network stays as it is"
         st.markdown(f"**Trained:** {plain(told)}")
+    show_kept(run, records)
     with st.expander("How training went"):
         st.plotly_chart(treatment_charts.training_losses(runs), width="stretch", key="losses", config=QUIET_BAR)
         st.caption(plain(f"Adapter {run.adapter_sha256[:12]}, seed {run.seed}, {run.seconds:.0f} s."))
