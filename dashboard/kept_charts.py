@@ -15,10 +15,15 @@ from dashboard.kept_wording import PER, gained, per_thousand, stage_words, surel
 from dashboard.names import metric_words, number, reword, value_words
 from dashboard.palette import BEFORE, LABEL, LOOK, NOW, QUIET, UNKNOWN
 from monitor.reliability import ReliabilityBin
+from monitor.suppression import tell_suppressed
 
 SURE_COLOURS = {True: QUIET, False: LOOK, None: NOW}
 SURE_MARKS = {True: "circle", False: "diamond", None: "circle"}
 SURE_WORDS = {True: "surely better", False: "surely worse", None: "not told apart from no change"}
+SUPPRESSED = tell_suppressed(0).partition(":")[0]
+PALE_BAR = 0.45
+"""How solid a bar is, so that its own whisker stands out from it."""
+
 PANELS = 3
 """Panels beside each other; more stages begin a new line."""
 
@@ -125,21 +130,20 @@ def sort_changes(changes: Sequence[Change]) -> list[Change]:
 def flips(kept: KeptAndLost) -> go.Figure:
     """Draw for each stage how many of 1,000 answers turned wrong, and how many turned right."""
     everyone = [flip for flip in kept.flips if not flip.attribute][::-1]
-    places = {flip.stage: place for place, flip in enumerate(everyone)}
     figure = go.Figure()
     for name, colour, side in (("turned right", QUIET, "positive"), ("turned wrong", LOOK, "negative")):
         shares: list[Figure] = [getattr(flip, side) for flip in everyone]
         figure.add_bar(
             x=[None if share.value is None else PER * share.value for share in shares],
-            y=[places[flip.stage] for flip in everyone],
-            error_x=whiskers([_times(share) for share in shares]) | {"color": LABEL},
+            y=list(range(len(everyone))),
+            error_x=whiskers([_times(share) for share in shares]) | {"color": colour},
             orientation="h",
             name=name,
-            marker={"color": colour},
+            marker={"color": colour, "opacity": PALE_BAR},
             width=0.36,
             hovertemplate=f"%{{x:.0f}} of {PER:,} {name}<extra></extra>",
         )
-    name_rows(figure, [_short_stage(kept, kept.stages.index(flip.stage)) for flip in everyone])
+    name_rows(figure, [stage_words(kept, kept.stages.index(flip.stage)) for flip in everyone])
     figure.update_xaxes(title=f"of {PER:,} answers", rangemode="tozero", nticks=6)
     figure = finish(figure, 110 + 66 * len(everyone))
     texts = [f"{per_thousand(flip.negative)} wrong\n{per_thousand(flip.positive)} right" for flip in everyone]
@@ -163,7 +167,7 @@ def reliability_before_after(before: Sequence[ReliabilityBin], after: Sequence[R
             mode="lines+markers",
             name=name,
             line={"color": colour, "width": 1},
-            marker=dot(colour, filled=filled),
+            marker={**dot(colour, filled=filled), "size": 9},
             customdata=[(one.patients, one.studies) for one in bins],
             hovertemplate="score %{x:.2f}, true %{y:.2f}<br>%{customdata[0]} patients, %{customdata[1]} studies"
             "<extra></extra>",
@@ -188,9 +192,9 @@ def learning_triple(triple: LearningTriple) -> go.Figure:
         figure.add_bar(
             x=[one.value],
             y=[0],
-            error_x=whiskers([(one.value, one.low, one.high)]) | {"color": LABEL},
+            error_x=whiskers([(one.value, one.low, one.high)]) | {"color": colour},
             orientation="h",
-            marker={"color": colour},
+            marker={"color": colour, "opacity": PALE_BAR},
             width=0.7,
             hovertemplate=f"{name} %{{x:.3f}}<extra></extra>",
             row=row,
@@ -201,11 +205,11 @@ def learning_triple(triple: LearningTriple) -> go.Figure:
             figure.update_xaxes(range=[low - room, high + room], tickformat="+.2f", nticks=6, row=row, col=1)
     figure.update_xaxes(range=[0.5, 1.0], tickformat=".2f", nticks=6, row=3, col=1)
     zero_line(figure)
-    if triple.retained_before.value is not None:
-        figure.add_vline(
-            x=triple.retained_before.value, line={"color": BEFORE, "width": 3, "dash": "dash"}, row=3, col=1
-        )
-    return finish(figure, 270).update_layout(showlegend=False, margin_t=12)
+    if (held := triple.retained_before.value) is not None:
+        figure.add_vline(x=held, line={"color": BEFORE, "width": 3, "dash": "dash"}, row=3, col=1)
+        note = {"text": "champion", "yanchor": "bottom", "showarrow": False, "font": {"size": SIZE, "color": LABEL}}
+        figure.add_annotation(x=held, y=0.55, row=3, col=1, **note)
+    return finish(figure, 290).update_layout(showlegend=False, margin_t=12)
 
 
 def _times(share: Figure) -> Interval:
@@ -217,10 +221,6 @@ def _times(share: Figure) -> Interval:
 def _panel(place: int, stages: Sequence[str]) -> str:
     age = "on the new" if place == len(stages) - 1 else "on what was known"
     return f"{age}<br>{safe(reword(stages[place]))}"
-
-
-def _short_stage(kept: KeptAndLost, place: int) -> str:
-    return stage_words(kept, place)
 
 
 def _interval(one: Interval) -> str:
@@ -237,7 +237,7 @@ def _group_name(row: Change) -> str:
 
 def _before_after(row: Change) -> str:
     if row.difference is None:
-        return "suppressed" if row.suppressed else "too few to tell"
+        return "suppressed" if row.reason.startswith(SUPPRESSED) else "too few to tell"
     return f"{number(row.champion)} → {number(row.challenger)}"
 
 

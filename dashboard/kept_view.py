@@ -122,8 +122,8 @@ def _show_subgroups(kept: KeptAndLost, place: int) -> None:
     worse = [row for row in rows if row.attribute and surely(row) is False]
     told = f"{plural(len(worse), 'subgroup')} surely lost." if worse else "No subgroup surely lost."
     st.caption(
-        f"{told} {METRIC_MEANINGS[metric]} Turned so that right is better; with many subgroups about one in forty "
-        "falls below zero by chance alone."
+        f"{told} {METRIC_MEANINGS[metric]} Turned so that right is better; of many subgroups about one in forty "
+        "is called surely worse by chance alone."
     )
 
 

@@ -17,7 +17,7 @@ def tell_kept(kept: KeptAndLost) -> list[str]:
     for place in range(len(kept.stages))[::-1]:
         change = next((c for c in kept.changes if c.stage == kept.stages[place] and c.metric == "auroc"), None)
         flips = next((f for f in kept.flips if f.stage == kept.stages[place]), None)
-        where = reword(f"On {stage_words(kept, place)}")
+        where = f"On {stage_age(kept, place)} ({reword(kept.stages[place])})"
         told.append(f"{where} {_tell_change(change)}. {_tell_flips(flips)}".strip())
     return told
 
@@ -33,8 +33,12 @@ def tell_triple(triple: LearningTriple) -> dict[str, str]:
 
 def stage_words(kept: KeptAndLost, place: int) -> str:
     """Name a stage by what it is and by its days."""
-    age = "the new" if place == len(kept.stages) - 1 else "what was known"
-    return reword(f"{age}, {kept.stages[place]}")
+    return f"{stage_age(kept, place)}, {reword(kept.stages[place])}"
+
+
+def stage_age(kept: KeptAndLost, place: int) -> str:
+    """Say whether a stage is the new one."""
+    return "the new" if place == len(kept.stages) - 1 else "what was known"
 
 
 def gained(change: Change) -> tuple[float | None, float | None, float | None]:
@@ -117,7 +121,10 @@ def _tell_potential(figure: Figure) -> str:
         return (
             f"The champion did no worse on the new studies than on those before{_range(figure)}: nothing to win back."
         )
-    return f"The new studies had cost the champion {figure.value:.3f}{_range(figure)}: so much there was to win back."
+    chance = ", which may be chance" if figure.low is not None and figure.low <= 0 else ""
+    return (
+        f"The new studies had cost the champion {figure.value:.3f}{_range(figure)}{chance}: so much could be won back."
+    )
 
 
 def _tell_retention(triple: LearningTriple) -> str:

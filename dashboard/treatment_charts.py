@@ -65,8 +65,9 @@ def forgetting_matrix(run: AdaptationRun) -> go.Figure:
         go.Heatmap(
             z=[list(row) for row in run.matrix],
             text=[[number(value) for value in row] for row in run.matrix],
-            texttemplate="%{text}",
-            textfont={"size": 16},
+            customdata=_spans(run),
+            texttemplate="<b>%{text}</b><br>%{customdata}",
+            textfont={"size": SIZE + 1},
             colorscale=[[0, PALE], [1, NOW]],
             zmin=0.5,
             zmax=1,
@@ -87,7 +88,7 @@ def forgetting_matrix(run: AdaptationRun) -> go.Figure:
         ticktext=[f"after learning<br>{safe(reword(name))}" for name in names[:steps]],
         autorange="reversed",
     )
-    figure = finish(figure, 110 + 60 * steps)
+    figure = finish(figure, 110 + 66 * steps)
     return figure.update_xaxes(showgrid=False).update_yaxes(showgrid=False)
 
 
@@ -195,6 +196,17 @@ def _group(metric: str) -> str:
 def _before(run: AdaptationRun, column: int) -> float | None:
     """Give what the champion had before the last learning step."""
     return run.matrix[-2][column] if len(run.matrix) > 1 else None
+
+
+def _spans(run: AdaptationRun) -> list[list[str]]:
+    """Write the interval of each figure of a run's matrix, empty where none was measured."""
+    known = run.kept.matrix("auroc") if run.kept is not None else None
+    if known is None or len(known.values) != len(run.matrix):
+        return [[""] * len(row) for row in run.matrix]
+    return [
+        ["" if low is None or high is None else f"{low:.2f} to {high:.2f}" for low, high in zip(*ends, strict=True)]
+        for ends in zip(known.low, known.high, strict=True)
+    ]
 
 
 def _title(place: int, names: Sequence[str]) -> str:
