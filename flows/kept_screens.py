@@ -18,21 +18,19 @@ def show_kept(screen: Console, kept: KeptAndLost) -> None:
     """Show the AUROC and the flips on each stage, for everyone and each subgroup, and the triple in one line."""
     screen.print(kept_table(kept))
     screen.print(Text(triple_text(kept.triple)))
-    screen.print(
-        Text(
-            f"Measured on reference patients, from whom nothing is learned. Brackets are {kept.level:.0%} intervals over "
-            "patients; coloured where they leave out 0. Calibration, accuracy and each finding: --json, or the dashboard.",
-            "dim",
-        )
+    told = (
+        "Measured on reference patients, from whom nothing is learned; intervals are over patients, coloured where they "
+        "leave out 0. Turned: of 1,000 answers, how many were right and are wrong now / the reverse. Accuracy, "
+        "calibration and each finding: --json, or the dashboard."
     )
+    screen.print(Text(told, "dim"))
 
 
 def kept_table(kept: KeptAndLost) -> Table:
     """Draw one row a group: who, AUROC before and after, the change, answers of 1,000 that turned. Fits 80 columns."""
-    table = Table(
-        "measured on", "studies", "AUROC", "change", "wrong/right\nnow, of 1,000", box=box.SIMPLE_HEAD, show_edge=False
-    )
-    table.pad_edge, table.padding = False, (0, 1, 0, 0)
+    table = Table("measured on", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("n", "AUROC", "change", f"{kept.level:.0%} interval", "turned"):
+        table.add_column(heading, no_wrap=True)
     flips = {(flip.stage, flip.attribute, flip.value): flip for flip in kept.flips}
     for place, stage in enumerate(kept.stages):
         for row in _rows(kept, stage):
@@ -68,20 +66,21 @@ def _stage_name(kept: KeptAndLost, place: int) -> Text:
     return Text(f"{'new' if place == len(kept.stages) - 1 else 'known'} {span}", "bold")
 
 
-def _figures(row: Change) -> tuple[str, Text]:
-    """Write before → after, and the change with its interval, or why there is none."""
+def _figures(row: Change) -> tuple[str, Text, Text]:
+    """Write before → after, the change, and its interval or why there is none."""
     if row.champion is None or row.challenger is None or row.difference is None:
-        return "–", Text("suppressed" if row.reason.startswith("suppressed") else "too few to tell", "dim")
-    told = f"{row.difference:+.3f}"
+        why = "suppressed" if row.reason.startswith("suppressed") else "too few to tell"
+        return "–", Text("–"), Text(why, "dim")
+    moved = f"{row.champion:.3f} → {row.challenger:.3f}"
     if row.low is None or row.high is None:
-        return f"{row.champion:.3f} → {row.challenger:.3f}", Text(told)
+        return moved, Text(f"{row.difference:+.3f}"), Text("–")
     style = BETTER if row.low > 0 else WORSE if row.high < 0 else ""
-    return f"{row.champion:.3f} → {row.challenger:.3f}", Text(f"{told} ({row.low:+.3f} to {row.high:+.3f})", style)
+    return moved, Text(f"{row.difference:+.3f}", style), Text(f"{row.low:+.3f} to {row.high:+.3f}", style)
 
 
 def _turned(flips: Flips) -> str:
     shares = (flips.negative.value, flips.positive.value)
-    return " / ".join("–" if share is None else f"{1000 * share:.0f}" for share in shares)
+    return "/".join("–" if share is None else f"{1000 * share:.0f}" for share in shares)
 
 
 def _signed(figure: Figure) -> str:
