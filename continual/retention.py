@@ -7,7 +7,7 @@ together: a patient seen on two stages is drawn on both, and what the two models
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.random import Generator
@@ -39,26 +39,28 @@ Estimates = Sequence[Sequence[Estimate | None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StageScores:
-    """The labelled reference patients of one stage, and what each model says of them.
+    """The labelled reference patients of one stage, as each model answers them.
 
-    ``scores`` has one array (n, score columns) a model: the champion's first, those after further learning steps,
-    the challenger's last; two for a treatment of one step. The scores in ``cohort`` are not looked at.
+    ``models`` are one cohort under the scores of each model: the champion first, then those after further learning
+    steps, the challenger last; two for a treatment of one step.
 
     Raises:
-        ValueError: fewer than two models, or scores of another shape than the cohort's.
+        ValueError: fewer than two models, or cohorts of different studies.
     """
 
     name: str
-    cohort: Cohort
-    scores: tuple[Floats, ...]
+    models: tuple[Cohort, ...]
 
     def __post_init__(self) -> None:
-        wanted = self.cohort.scores.shape
-        if len(self.scores) < 2 or any(one.shape != wanted for one in self.scores):
-            raise ValueError(
-                f"stage {self.name}: what was kept is measured between a champion and a challenger with scores of "
-                f"shape {wanted} each, got {[one.shape for one in self.scores]}"
-            )
+        if len(self.models) < 2:
+            raise ValueError(f"stage {self.name}: what was kept is measured between two models, a champion first")
+        if any(not np.array_equal(self.models[0].study_uid, other.study_uid) for other in self.models[1:]):
+            raise ValueError(f"stage {self.name}: all models must answer the same studies in the same order")
+
+    @property
+    def cohort(self) -> Cohort:
+        """The studies, as the champion answers them."""
+        return self.models[0]
 
 
 def measure_kept(stages: Sequence[StageScores], *, policy: DriftPolicy, generator: Generator) -> KeptAndLost:
@@ -73,7 +75,7 @@ def measure_kept(stages: Sequence[StageScores], *, policy: DriftPolicy, generato
     _check(stages)
     patients, counts = _draw([stage.cohort for stage in stages], policy.resamples, generator)
     sides = [
-        tuple(_measure(stage, one, index, counts=counts, policy=policy) for one in stage.scores)
+        tuple(measure_side(model, index, counts, policy.smallest_cell) for model in stage.models)
         for stage, index in zip(stages, patients, strict=True)
     ]
     matrices = {metric: _matrix(sides, metric) for metric in MATRICES}
@@ -115,11 +117,11 @@ def measure_triple(matrix: Estimates, level: float, *, decay: float = DECAY) -> 
 
 
 def _check(stages: Sequence[StageScores]) -> None:
-    models = {len(stage.scores) for stage in stages}
+    models = {len(stage.models) for stage in stages}
     kinds = {(stage.cohort.task, stage.cohort.classes) for stage in stages}
     if len(models) != 1 or len(kinds) != 1 or max(models) > len(stages):
         raise ValueError(
-            "what was kept needs stages of one task, at least as many as models, each scored by all models; got "
+            "what was kept needs stages of one task, at least as many as models, each answered by all models; got "
             f"{len(stages)} stages, {sorted(models)} models, tasks {sorted(str(task) for task, _ in kinds)}"
         )
 
@@ -132,12 +134,6 @@ def _draw(cohorts: Sequence[Cohort], resamples: int, generator: Generator) -> tu
     seen = np.stack([np.isin(np.arange(len(keys)), column) for column in columns], axis=1)
     strata = np.unique(seen, axis=0, return_inverse=True)[1].ravel()
     return columns, draw_patients(strata, resamples, generator)
-
-
-def _measure(
-    stage: StageScores, scores: Floats, patients: NDArray[np.intp], *, counts: Floats, policy: DriftPolicy
-) -> Side:
-    return measure_side(replace(stage.cohort, scores=scores), patients, counts, policy.smallest_cell)
 
 
 def _matrix(sides: Sequence[tuple[Side, ...]], metric: str) -> list[list[Estimate | None]]:
@@ -218,7 +214,6 @@ def _describe_potential(before: Sequence[Estimate | None], level: float) -> Figu
 
 def _compare_reliability(stage: StageScores, policy: DriftPolicy, generator: Generator) -> Reliability:
     before, after = (
-        bin_reliability(replace(stage.cohort, scores=scores), policy=policy, generator=generator)
-        for scores in (stage.scores[0], stage.scores[-1])
+        bin_reliability(model, policy=policy, generator=generator) for model in (stage.models[0], stage.models[-1])
     )
     return Reliability(stage=stage.name, before=before, after=after)

@@ -19,8 +19,8 @@ def show_kept(screen: Console, kept: KeptAndLost) -> None:
     screen.print(kept_table(kept))
     screen.print(Text(triple_text(kept.triple)))
     told = (
-        "Measured on reference patients, from whom nothing is learned; intervals are over patients, coloured where they "
-        "leave out 0. Turned: of 1,000 answers, how many were right and are wrong now / the reverse. Accuracy, "
+        "Measured on reference patients, from whom nothing is learned; intervals are over patients, coloured where "
+        "they leave out 0. Turned: of 1,000 answers, how many were right and are wrong now / the reverse. Accuracy, "
         "calibration and each finding: --json, or the dashboard."
     )
     screen.print(Text(told, "dim"))

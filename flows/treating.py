@@ -102,27 +102,25 @@ def measure_against_champion(
 ) -> KeptAndLost:
     """Measure an adapter against the champion on the reference patients of every stage: what it kept and lost."""
 
-    def ask(sha256: str) -> Callable[[Cohort], NDArray[np.float64]]:
-        return lambda cohort: score_with(ward, plan.model, cohort, sha256).scores
-
-    return measure_treatment(ward, plan, before=ask(champion.adapter_sha256), after=ask(adapter_sha256))
+    return measure_treatment(
+        ward,
+        plan,
+        before=lambda cohort: score_with(ward, plan.model, cohort, champion.adapter_sha256),
+        after=lambda cohort: score_with(ward, plan.model, cohort, adapter_sha256),
+    )
 
 
 def measure_treatment(
-    ward: Ward,
-    plan: AdaptationPlan,
-    *,
-    before: Callable[[Cohort], NDArray[np.float64]],
-    after: Callable[[Cohort], NDArray[np.float64]],
+    ward: Ward, plan: AdaptationPlan, *, before: Callable[[Cohort], Cohort], after: Callable[[Cohort], Cohort]
 ) -> KeptAndLost:
-    """Measure what any treatment kept and lost, from what the model says before and after it.
+    """Measure what any treatment kept and lost, from how the model answers a cohort before and after it.
 
-    ``before`` and ``after`` score a cohort, shape (n, score columns). Held-out patients are never asked.
+    Held-out patients are never asked.
     """
     stages = []
     for windows in stages_of(ward, plan):
         cohort = _labelled_with_images(ward, plan.model, windows, PatientRole.REFERENCE)
-        stages.append(StageScores(name=name_of(windows), cohort=cohort, scores=(before(cohort), after(cohort))))
+        stages.append(StageScores(name=name_of(windows), models=(before(cohort), after(cohort))))
     policy = ward.settings.drift
     return measure_kept(stages, policy=policy, generator=np.random.default_rng(policy.seed))
 
