@@ -1,7 +1,7 @@
 """Champion against challenger on one stage, for everyone and for each subgroup: figures, differences, flips. Pure.
 
-Small cells are taken out here, before anything is stored: subgroups of few patients, those from which they could be
-computed, and figures that rest on few patients with or without the finding.
+Small cells are taken out here, before anything is stored: subgroups of few patients on any stage, those from which
+they could be computed, and figures that rest on few patients with or without the finding.
 """
 
 from __future__ import annotations
@@ -82,18 +82,17 @@ def compare_groups(
 ) -> tuple[tuple[Change, ...], tuple[Flips, ...]]:
     """Compare both models on every stage, for everyone and for each subgroup, with what may not be told taken out."""
     groups = [group for place in range(len(stages)) for group in _find_groups(place, stages, policy)]
-    blank, small = _find_hidden(groups, policy.smallest_cell)
+    cells = [Cell(name=g.name, patients=g.patients, table=(g.place, g.name[0])) for g in groups if g.name != EVERYONE]
+    blank = find_blank(cells, policy.smallest_cell)
     changes: list[Change] = []
     flips: list[Flips] = []
     for group in sorted(groups, key=lambda group: group.name != EVERYONE):
-        hidden, stage = (group.place, group.name) in small, stages[group.place]
-        told = list(_hide(group, policy) if hidden else _compare(group, stage, counts, policy))
-        turned = _hide_flips(group, policy) if hidden else _flip(group, stage, counts, policy.level)
-        if hidden or group.name in blank:
-            told = [replace(one, studies=None, patients=None, suppressed=True) for one in told]
-            turned = replace(turned, studies=None, patients=None, suppressed=True)
-        changes += told
-        flips.append(turned)
+        if group.name in blank:
+            changes += _hide(group, policy.smallest_cell)
+            flips.append(_hide_flips(group, policy.smallest_cell))
+        else:
+            changes += _compare(group, stages[group.place], counts, policy)
+            flips.append(_flip(group, stages[group.place], counts, policy.level))
     return tuple(changes), tuple(flips)
 
 
@@ -156,19 +155,6 @@ def _find_groups(place: int, stages: Sequence[Sides], policy: DriftPolicy) -> It
             yield _Group(stage=stage.name, place=place, name=name, rows=rows, studies=studies, patients=patients)
 
 
-def _find_hidden(groups: Sequence[_Group], smallest: int) -> tuple[set[Name], set[tuple[int, Name]]]:
-    """Find the values whose counts are blank, and the subgroups whose figures are those of few, or of all but few."""
-    inside = [group for group in groups if group.name != EVERYONE]
-    cells = [Cell(name=group.name, patients=group.patients, table=(group.place, group.name[0])) for group in inside]
-    everyone = {group.place: group.patients for group in groups if group.name == EVERYONE}
-    small = {
-        (group.place, group.name)
-        for group in inside
-        if group.patients < smallest or 0 < everyone[group.place] - group.patients < smallest
-    }
-    return find_blank(cells, smallest), small
-
-
 def _compare(group: _Group, stage: Sides, counts: Floats, policy: DriftPolicy) -> Iterator[Change]:
     if group.name == EVERYONE:
         before, after = stage.before.figures, stage.after.figures
@@ -215,14 +201,23 @@ def _flip(group: _Group, stage: Sides, counts: Floats, level: float) -> Flips:
     return replace(_empty_flips(group), negative=rates[0], positive=rates[1])
 
 
-def _hide(group: _Group, policy: DriftPolicy) -> Iterator[Change]:
+def _hide(group: _Group, smallest: int) -> Iterator[Change]:
+    """Give rows without figures or counts: a rate of so many decimals would tell how many it is a share of."""
     for metric in OF_SUBGROUPS:
-        yield replace(_empty(group, metric, ""), reason=tell_suppressed(policy.smallest_cell))
+        row = replace(_empty(group, metric, ""), reason=_explain_hidden(group, smallest))
+        yield replace(row, studies=None, patients=None, suppressed=True)
 
 
-def _hide_flips(group: _Group, policy: DriftPolicy) -> Flips:
-    nothing = Figure(value=None, low=None, high=None, reason=tell_suppressed(policy.smallest_cell))
-    return replace(_empty_flips(group), negative=nothing, positive=nothing)
+def _hide_flips(group: _Group, smallest: int) -> Flips:
+    nothing = Figure(value=None, low=None, high=None, reason=_explain_hidden(group, smallest))
+    row = replace(_empty_flips(group), negative=nothing, positive=nothing)
+    return replace(row, studies=None, patients=None, suppressed=True)
+
+
+def _explain_hidden(group: _Group, smallest: int) -> str:
+    if group.patients < smallest:
+        return tell_suppressed(smallest)
+    return "suppressed: a group of few patients could be computed from it"
 
 
 def _empty(group: _Group, metric: str, finding: str) -> Change:

@@ -15,12 +15,10 @@ from dashboard.kept_wording import PER, gained, per_thousand, stage_words, surel
 from dashboard.names import metric_words, number, reword, value_words
 from dashboard.palette import BEFORE, LABEL, LOOK, NOW, QUIET, UNKNOWN
 from monitor.reliability import ReliabilityBin
-from monitor.suppression import tell_suppressed
 
 SURE_COLOURS = {True: QUIET, False: LOOK, None: NOW}
 SURE_MARKS = {True: "circle", False: "diamond", None: "circle"}
 SURE_WORDS = {True: "surely better", False: "surely worse", None: "not told apart from no change"}
-SUPPRESSED = tell_suppressed(0).partition(":")[0]
 PALE_BAR = 0.45
 """How solid a bar is, so that its own whisker stands out from it."""
 
@@ -237,7 +235,7 @@ def _group_name(row: Change) -> str:
 
 def _before_after(row: Change) -> str:
     if row.difference is None:
-        return "suppressed" if row.reason.startswith(SUPPRESSED) else "too few to tell"
+        return "suppressed" if row.suppressed else "too few to tell"
     return f"{number(row.champion)} → {number(row.challenger)}"
 
 

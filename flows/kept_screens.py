@@ -69,8 +69,7 @@ def _stage_name(kept: KeptAndLost, place: int) -> Text:
 def _figures(row: Change) -> tuple[str, Text, Text]:
     """Write before → after, the change, and its interval or why there is none."""
     if row.champion is None or row.challenger is None or row.difference is None:
-        why = "suppressed" if row.reason.startswith("suppressed") else "too few to tell"
-        return "–", Text("–"), Text(why, "dim")
+        return "–", Text("–"), Text("suppressed" if row.suppressed else "too few to tell", "dim")
     moved = f"{row.champion:.3f} → {row.challenger:.3f}"
     if row.low is None or row.high is None:
         return moved, Text(f"{row.difference:+.3f}"), Text("–")

@@ -45,7 +45,8 @@ class Paired:
         resampled = self.challenger.replicates / slope_b - self.champion.replicates / slope_a
         reach = _quantile(self.champion, level) * _spread(resampled)
         ends = [b * np.exp(side * reach) if logs else expit(logit(b) + side * reach) for side in (-1, 1)]
-        return float(ends[0] - a), float(ends[1] - a)
+        # rounding must not put 0 outside: a model that changes nothing would be surely better by 1e-16
+        return min(float(ends[0]) - a, b - a), max(float(ends[1]) - a, b - a)
 
 
 def average_estimates(estimates: Sequence[Estimate], weights: Sequence[float] | None = None) -> Estimate:
