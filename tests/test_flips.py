@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
@@ -72,6 +72,7 @@ marks = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(marks)
 def test_flips_add_up_to_the_change_of_accuracy(drawn: list[tuple[float, float, bool]]) -> None:
     nan = float("nan")
