@@ -17,7 +17,7 @@ from continual.kept import Change, Figure, Flips
 from monitor.cohorts import Cohort
 from monitor.intervals import Estimate, Floats
 from monitor.measures import MEASURES, Answers, Basis, answers_of, estimate
-from monitor.paired import Paired, average_estimates
+from monitor.paired import average_estimates, bound_change
 from monitor.policies import DriftPolicy
 from monitor.subgroups import cut, pool_rare
 from monitor.suppression import Cell, Name, find_blank, tell_suppressed
@@ -101,11 +101,9 @@ def describe_difference(before: Estimate | None, after: Estimate | None, level: 
     if before is None or after is None or before.value is None or after.value is None:
         reasons = [one.reason for one in (before, after) if one is not None and one.reason]
         return Figure(value=None, low=None, high=None, reason=reasons[0] if reasons else "not measured")
-    paired = Paired(champion=before, challenger=after)
-    low, high = paired.interval(level)
-    if not np.isfinite([low, high]).all():
-        return Figure(value=paired.difference, low=None, high=None, reason="too few patients for an interval")
-    return Figure(value=paired.difference, low=float(low), high=float(high))
+    low, high = bound_change(before, after, level)
+    reason = "too few patients for an interval" if low is None or high is None else ""
+    return Figure(value=after.value - before.value, low=low, high=high, reason=reason)
 
 
 def _measure(

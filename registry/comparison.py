@@ -1,7 +1,7 @@
 """Champion against challenger on one held-out cohort: paired, with the patient as the unit.
 
 Both models answer the same studies, and both are measured on the same resamples of patients, so that
-what they share cancels (``monitor.paired``). The bootstrap gives the standard error of the paired difference on a scale
+what they share cancels. The bootstrap gives the standard error of the paired difference on a scale
 that knows the bounds (logit for areas and rates, log for errors), with Student's t at the patients
 of the rarer class. Percentiles of the resampled differences are not used: near an AUROC of 1 their
 2.5 % one-sided test errs in 5 to 11 % of the cases.
@@ -14,10 +14,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, logit
+from scipy.stats import t
 
-from monitor.intervals import Floats, draw_patients
+from monitor.intervals import Difference, Estimate, Floats, Form, draw_patients
 from monitor.measures import MEASURES, THRESHOLD, Answers, estimate
-from monitor.paired import Paired, average_estimates
+from monitor.paired import average_estimates
 from monitor.tasks import TASKS, Task
 from registry.decisions import GatePolicy
 
@@ -95,6 +97,39 @@ class Comparison:
     patients_with: int
     patients_without: int
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paired:
+    """Both models' estimates of one figure over the same resamples."""
+
+    champion: Estimate
+    challenger: Estimate
+
+    @property
+    def difference(self) -> float:
+        """Challenger minus champion, both defined."""
+        return float((self.challenger.value or 0.0) - (self.champion.value or 0.0))
+
+    def interval(self, level: float) -> tuple[float, float]:
+        """Bound the difference at a two-sided level.
+
+        The paired difference is bounded on the metric's own scale by its bootstrap standard error
+        (delta method) and read back at the champion's figure; two models that agree on every study
+        differ by exactly 0. Where a figure sits at 0 or 1 a bootstrap sees no spread, and the bounds
+        are recovered from both sides' Wilson intervals instead (MOVER; Zou 2007).
+        """
+        a, b = self.champion.value, self.challenger.value
+        if a is None or b is None or not (0 < a < 1 and 0 < b < 1):
+            low, high = Difference(first=self.challenger, second=self.champion).interval(level)
+            return (-np.inf if low is None else low), (np.inf if high is None else high)
+        logs = self.champion.form is Form.LOG
+        slope_a, slope_b = (a, b) if logs else (a * (1 - a), b * (1 - b))
+        resampled = self.challenger.replicates / slope_b - self.champion.replicates / slope_a
+        reach = _quantile(self.champion, level) * float(np.nanstd(resampled, ddof=1))
+        ends = [b * np.exp(side * reach) if logs else expit(logit(b) + side * reach) for side in (-1, 1)]
+        # rounding must not put 0 outside: a model that changes nothing would be surely better by 1e-16
+        return min(float(ends[0]) - a, b - a), max(float(ends[1]) - a, b - a)
 
 
 def compare(held_out: HeldOutScores, metric: str, *, policy: GatePolicy, finding: str | None = None) -> Comparison:
@@ -200,6 +235,10 @@ def _answers(
         )
         for column in columns
     )
+
+
+def _quantile(figure: Estimate, level: float) -> float:
+    return float(t.ppf(0.5 + level / 2, max(figure.patients - 1, 1)))
 
 
 def check_metric(metric: str) -> None:

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t
 
-from monitor.paired import Paired
 from registry.comparison import (
     HeldOutScores,
+    Paired,
     count_patients,
     draw_counts,
     explain_shortage,

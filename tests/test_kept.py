@@ -275,15 +275,17 @@ def test_intervals_of_a_subgroups_change_hold_the_truth(gain: float) -> None:
     """Forty patients of a subgroup, two studies each: the paired change of AUROC, nominal 95 %."""
     before, after = 1.5, 1.5 + gain
     truth = float(norm.cdf(after / np.sqrt(2)) - norm.cdf(before / np.sqrt(2)))
-    generator, rounds, held = np.random.default_rng(11), 250, 0
+    generator, rounds, held = np.random.default_rng(11), 200, 0
     policy = DriftPolicy(resamples=200)
     for turn in range(rounds):
         stages = []
         for name in ("old", "new"):
             n, label = 160, generator.integers(0, 2, 160)
             patient = np.repeat(generator.normal(scale=0.6, size=n // 2), 2)
-            noise = patient + generator.normal(scale=0.8, size=n)  # together of variance 1
-            scores = [1 / (1 + np.exp(-(skill * (label - 0.5) + noise))) for skill in (before, after)]
+            noise = patient + generator.normal(scale=0.7, size=n)
+            own = generator.normal(scale=np.sqrt(0.15), size=(2, n))  # all three together of variance 1
+            skills = zip((before, after), own, strict=True)
+            scores = [1 / (1 + np.exp(-(skill * (label - 0.5) + noise + more))) for skill, more in skills]
             sites = np.repeat(["A", "B"], n // 2)
             stages.append(stage(name, *(cohort(one, label, name=f"{name}{turn}", site=sites) for one in scores)))
         kept = measure_kept(stages, policy=policy, generator=generator)
