@@ -69,7 +69,7 @@ def _show_plan(plan: AdaptationPlan) -> None:
 
 
 def _show_comparison(runs: Sequence[AdaptationRun], decisions: Sequence[GateDecision]) -> None:
-    st.subheader("What each strategy kept, and what it gained", anchor=False)
+    st.header("What each strategy kept, and what it gained", anchor=False)
     figure = treatment_charts.strategies_compared(runs)
     st.plotly_chart(figure, width="stretch", key="strategies", config=QUIET_BAR)
     passed = {decision.run_id: decision.promote for decision in decisions}
@@ -82,7 +82,7 @@ def _show_comparison(runs: Sequence[AdaptationRun], decisions: Sequence[GateDeci
 
 
 def _show_one(runs: Sequence[AdaptationRun], records: Records) -> None:
-    st.subheader("One strategy in detail", anchor=False)
+    st.header("One strategy in detail", anchor=False)
     places = range(len(runs))
     place = st.segmented_control(
         "Strategy", places, default=0, format_func=lambda i: plain(strategy_words(runs[i].strategy)), key="strategy"

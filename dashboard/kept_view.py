@@ -42,7 +42,7 @@ def _bold(line: str) -> str:
 
 
 def _show_curves(run: AdaptationRun, kept: KeptAndLost, records: Records) -> None:
-    st.markdown("##### Is what was known still known?")
+    st.subheader("Is what was known still known?", anchor=False)
     figure = kept_charts.retention_curves(find_steps(run, kept, records), kept.stages)
     st.plotly_chart(figure, width="stretch", key="curves", config=QUIET_BAR)
     st.caption(
@@ -80,7 +80,7 @@ def _row(kept: KeptAndLost, step: int) -> dict[str, Interval]:
 
 
 def _show_triple(kept: KeptAndLost) -> None:
-    st.markdown("##### Learning, potential and retention")
+    st.subheader("Learning, potential and retention", anchor=False)
     st.plotly_chart(kept_charts.learning_triple(kept.triple), width="stretch", key="triple", config=QUIET_BAR)
     st.markdown("\n".join(f"- **{name}.** {plain(told)}" for name, told in tell_triple(kept.triple).items()))
     if len(kept.stages) > 2:
@@ -88,7 +88,7 @@ def _show_triple(kept: KeptAndLost) -> None:
 
 
 def _show_flips(kept: KeptAndLost) -> None:
-    st.markdown("##### Which answers turned?")
+    st.subheader("Which answers turned?", anchor=False)
     st.plotly_chart(kept_charts.flips(kept), width="stretch", key="flips", config=QUIET_BAR)
     st.caption(
         "Two models that are equally good may err on different studies. An answer that was right and is wrong now is "
@@ -109,7 +109,7 @@ def _pick_stage(kept: KeptAndLost) -> int:
 
 
 def _show_subgroups(kept: KeptAndLost, place: int) -> None:
-    st.markdown("##### For whom did it change?")
+    st.subheader("For whom did it change?", anchor=False)
     metric = st.segmented_control(
         "Figure", SUBGROUP_METRICS, default="auroc", format_func=lambda m: sentence(metric_words(m)), key="metric"
     )
@@ -128,7 +128,7 @@ def _show_subgroups(kept: KeptAndLost, place: int) -> None:
 
 
 def _show_calibration(kept: KeptAndLost, place: int) -> None:
-    st.markdown("##### Do the scores still mean what they say?")
+    st.subheader("Do the scores still mean what they say?", anchor=False)
     stage = kept.stages[place]
     curve = next(one for one in kept.reliability if one.stage == stage)
     findings = sorted({one.finding for one in (*curve.before, *curve.after)})

@@ -66,7 +66,7 @@ def forgetting_matrix(run: AdaptationRun) -> go.Figure:
             z=[list(row) for row in run.matrix],
             text=[[number(value) for value in row] for row in run.matrix],
             customdata=_spans(run),
-            texttemplate="<b>%{text}</b><br>%{customdata}",
+            texttemplate="%{text}<br>%{customdata}",
             textfont={"size": SIZE + 1},
             colorscale=[[0, PALE], [1, NOW]],
             zmin=0.5,

@@ -72,7 +72,7 @@ def test_an_average_weighs_values_and_resamples_alike() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("skill", "own"), [((1.5, 2.0), 0.0), ((1.5, 1.5), 0.5), ((2.5, 3.2), 0.3), ((3.0, 2.0), 0.5)])
 def test_bounds_of_a_change_of_auroc_hold_the_truth(skill: tuple[float, float], own: float) -> None:
-    """Forty patients, two studies each that resemble each other; both models see the same noise and some of their own."""
+    """Forty patients, two alike studies each; both models see the same noise and some of their own."""
     generator, rounds, held = np.random.default_rng(11), 300, 0
     areas = [norm.cdf(one / np.sqrt(2 * (1 + own**2))) for one in skill]
     patients = np.repeat(np.arange(40), 2)
