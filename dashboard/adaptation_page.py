@@ -8,7 +8,7 @@ import streamlit as st
 
 from continual.plans import AdaptationPlan, AdaptationRun, RunState
 from dashboard import treatment_charts
-from dashboard.drawing import QUIET_BAR
+from dashboard.drawing import PANELS, QUIET_BAR
 from dashboard.glossary import show_terms
 from dashboard.kept_view import show_kept
 from dashboard.names import number, plural, reword, sentence, strategy_words
@@ -69,7 +69,7 @@ def _show_plan(plan: AdaptationPlan) -> None:
 
 
 def _show_comparison(runs: Sequence[AdaptationRun], decisions: Sequence[GateDecision]) -> None:
-    st.header("What each strategy kept, and what it gained", anchor=False)
+    st.subheader("What each strategy kept, and what it gained", anchor=False)
     figure = treatment_charts.strategies_compared(runs)
     st.plotly_chart(figure, width="stretch", key="strategies", config=QUIET_BAR)
     passed = {decision.run_id: decision.promote for decision in decisions}
@@ -82,15 +82,19 @@ def _show_comparison(runs: Sequence[AdaptationRun], decisions: Sequence[GateDeci
 
 
 def _show_one(runs: Sequence[AdaptationRun], records: Records) -> None:
-    st.header("One strategy in detail", anchor=False)
+    st.subheader("One strategy in detail", anchor=False)
     places = range(len(runs))
     place = st.segmented_control(
         "Strategy", places, default=0, format_func=lambda i: plain(strategy_words(runs[i].strategy)), key="strategy"
     )
     run = runs[place or 0]
-    left, right = st.columns([3, 2])
+    # a wide table takes the whole page, or its columns would run into each other
+    left, right = st.columns([3, 2]) if len(run.experiences) <= PANELS else (st.container(), st.container())
     left.plotly_chart(treatment_charts.forgetting_matrix(run), width="stretch", key="matrix", config=QUIET_BAR)
-    left.caption("Each row is the model after one learning step. A column that grows paler downwards is forgetting.")
+    left.caption(
+        "AUROC with its interval. Each row is the model after one learning step, as far back as it was recorded; a "
+        "column that grows paler downwards is forgetting."
+    )
     with right.container(border=True):
         st.markdown(f"**Forgetting:** {plain(_lost(run.forgetting))}")
         st.markdown(f"**Backward transfer:** {plain(_signed(run.backward_transfer))} on what was known before")

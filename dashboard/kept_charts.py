@@ -10,7 +10,19 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from continual.kept import Change, Figure, KeptAndLost, LearningTriple
-from dashboard.drawing import ROW, SIZE, Interval, column_at_right, dot, finish, name_rows, safe, whiskers, zero_line
+from dashboard.drawing import (
+    PANELS,
+    ROW,
+    SIZE,
+    Interval,
+    column_at_right,
+    dot,
+    finish,
+    name_rows,
+    safe,
+    whiskers,
+    zero_line,
+)
 from dashboard.kept_wording import PER, gained, per_thousand, stage_words, surely
 from dashboard.names import metric_words, number, reword, value_words
 from dashboard.palette import BEFORE, LABEL, LOOK, NOW, QUIET, UNKNOWN
@@ -21,9 +33,6 @@ SURE_MARKS = {True: "circle", False: "diamond", None: "circle"}
 SURE_WORDS = {True: "surely better", False: "surely worse", None: "not told apart from no change"}
 PALE_BAR = 0.45
 """How solid a bar is, so that its own whisker stands out from it."""
-
-PANELS = 3
-"""Panels beside each other; more stages begin a new line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +55,7 @@ def retention_curves(steps: Sequence[Step], stages: Sequence[str]) -> go.Figure:
         cols=columns,
         shared_yaxes="all",
         horizontal_spacing=0.05,
-        vertical_spacing=0.3 / lines,
+        vertical_spacing=0.42 / lines,
         subplot_titles=[_panel(place, stages) for place in range(len(stages))],
     )
     for place, stage in enumerate(stages):
@@ -76,7 +85,7 @@ def retention_curves(steps: Sequence[Step], stages: Sequence[str]) -> go.Figure:
     if ends:
         figure.update_yaxes(range=[floor(20 * min(ends)) / 20 - 0.01, min(ceil(20 * max(ends)) / 20, 1.0) + 0.01])
     figure.update_yaxes(tickformat=".2f", nticks=6).update_yaxes(title="AUROC", col=1)
-    figure = finish(figure, 60 + 230 * lines)
+    figure = finish(figure, 40 + 250 * lines)
     figure.update_annotations(font={"size": SIZE, "color": LABEL})
     return figure.update_layout(showlegend=False, margin_t=52)
 

@@ -7,11 +7,11 @@ import streamlit as st
 from continual.kept import Change, KeptAndLost
 from continual.plans import AdaptationRun
 from dashboard import kept_charts
-from dashboard.drawing import QUIET_BAR, Interval
+from dashboard.drawing import PANELS, QUIET_BAR, Interval
 from dashboard.kept_charts import Step
 from dashboard.kept_wording import per_thousand, stage_words, surely, tell_calibration, tell_kept, tell_triple
 from dashboard.names import METRIC_MEANINGS, metric_words, plural, reword, sentence
-from dashboard.reading import plain, show_table
+from dashboard.reading import choose, plain, show_table
 from registry.records import Records
 
 SUBGROUP_METRICS = ("auroc", "accuracy", "brier")
@@ -25,12 +25,16 @@ def show_kept(run: AdaptationRun, records: Records) -> None:
         st.info("This adapter was trained before Wardround measured subgroups, flips and calibration for each run.")
         return
     st.markdown("\n".join(f"- {_bold(line)}" for line in tell_kept(kept)))
-    _show_curves(run, kept, records)
-    _show_triple(kept)
-    _show_flips(kept)
-    place = _pick_stage(kept)
-    _show_subgroups(kept, place)
-    _show_calibration(kept, place)
+    with st.container(border=True):
+        _show_curves(run, kept, records)
+    with st.container(border=True):
+        _show_triple(kept)
+    with st.container(border=True):
+        _show_flips(kept)
+    with st.container(border=True):
+        place = _pick_stage(kept)
+        _show_subgroups(kept, place)
+        _show_calibration(kept, place)
     with st.expander("Every stage and subgroup as a table"):
         show_table(_table(kept))
         st.caption("A dash is a figure that does not exist or may not be told; small cells are taken out.")
@@ -42,7 +46,7 @@ def _bold(line: str) -> str:
 
 
 def _show_curves(run: AdaptationRun, kept: KeptAndLost, records: Records) -> None:
-    st.subheader("Is what was known still known?", anchor=False)
+    st.markdown("**Is what was known still known?**")
     figure = kept_charts.retention_curves(find_steps(run, kept, records), kept.stages)
     st.plotly_chart(figure, width="stretch", key="curves", config=QUIET_BAR)
     st.caption(
@@ -80,7 +84,7 @@ def _row(kept: KeptAndLost, step: int) -> dict[str, Interval]:
 
 
 def _show_triple(kept: KeptAndLost) -> None:
-    st.subheader("Learning, potential and retention", anchor=False)
+    st.markdown("**Learning, potential and retention**")
     st.plotly_chart(kept_charts.learning_triple(kept.triple), width="stretch", key="triple", config=QUIET_BAR)
     st.markdown("\n".join(f"- **{name}.** {plain(told)}" for name, told in tell_triple(kept.triple).items()))
     if len(kept.stages) > 2:
@@ -88,7 +92,7 @@ def _show_triple(kept: KeptAndLost) -> None:
 
 
 def _show_flips(kept: KeptAndLost) -> None:
-    st.subheader("Which answers turned?", anchor=False)
+    st.markdown("**Which answers turned?**")
     st.plotly_chart(kept_charts.flips(kept), width="stretch", key="flips", config=QUIET_BAR)
     st.caption(
         "Two models that are equally good may err on different studies. An answer that was right and is wrong now is "
@@ -98,6 +102,9 @@ def _show_flips(kept: KeptAndLost) -> None:
 
 def _pick_stage(kept: KeptAndLost) -> int:
     places = range(len(kept.stages))
+    if len(places) > PANELS:
+        names = {str(place): place for place in places}
+        return choose("Measured on", names, lambda place: sentence(stage_words(kept, place)), key="stage")
     place = st.segmented_control(
         "Measured on",
         places,
@@ -109,7 +116,7 @@ def _pick_stage(kept: KeptAndLost) -> int:
 
 
 def _show_subgroups(kept: KeptAndLost, place: int) -> None:
-    st.subheader("For whom did it change?", anchor=False)
+    st.markdown("**For whom did it change?**")
     metric = st.segmented_control(
         "Figure", SUBGROUP_METRICS, default="auroc", format_func=lambda m: sentence(metric_words(m)), key="metric"
     )
@@ -128,7 +135,7 @@ def _show_subgroups(kept: KeptAndLost, place: int) -> None:
 
 
 def _show_calibration(kept: KeptAndLost, place: int) -> None:
-    st.subheader("Do the scores still mean what they say?", anchor=False)
+    st.markdown("**Do the scores still mean what they say?**")
     stage = kept.stages[place]
     curve = next(one for one in kept.reliability if one.stage == stage)
     findings = sorted({one.finding for one in (*curve.before, *curve.after)})

@@ -15,8 +15,8 @@ def tell_kept(kept: KeptAndLost) -> list[str]:
     """Say for each stage, the new one first, what became of the AUROC and how many answers turned."""
     told = []
     for place in range(len(kept.stages))[::-1]:
-        change = next((c for c in kept.changes if c.stage == kept.stages[place] and c.metric == "auroc"), None)
-        flips = next((f for f in kept.flips if f.stage == kept.stages[place]), None)
+        change = kept.change(kept.stages[place], "auroc")
+        flips = next((f for f in kept.flips if f.stage == kept.stages[place] and not f.attribute), None)
         where = f"On {stage_age(kept, place)} ({reword(kept.stages[place])})"
         told.append(f"{where} {_tell_change(change)}. {_tell_flips(flips)}".strip())
     return told

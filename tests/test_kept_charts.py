@@ -94,12 +94,30 @@ def test_the_triple_is_three_bars_and_the_champions_line() -> None:
 def test_the_matrix_names_its_intervals_where_they_are_known() -> None:
     run = run_of(plan_of(), "naive", old=0.871, new=0.938)
     (table,) = treatment_charts.forgetting_matrix(run).data
-    assert [list(row) for row in table.customdata] == [
-        ["0.91 to 0.95", "0.83 to 0.87"],
-        ["0.85 to 0.89", "0.92 to 0.96"],
+    assert [list(row) for row in table.text] == [
+        ["0.934<br>0.91–0.95", "0.852<br>0.83–0.87"],
+        ["0.871<br>0.85–0.89", "0.938<br>0.92–0.96"],
     ]
     (table,) = treatment_charts.forgetting_matrix(replace(run, kept=None)).data
-    assert [list(row) for row in table.customdata] == [["", ""], ["", ""]]
+    assert [list(row) for row in table.text] == [["0.934", "0.852"], ["0.871", "0.938"]]
+
+
+def test_many_stages_begin_a_new_line_and_steps_nobody_recorded_take_no_row() -> None:
+    stages = tuple(f"2026-0{month}-01/2026-0{month + 1}-01" for month in range(1, 6))
+    matrix = (*((None,) * 5,) * 3, (0.8, 0.81, 0.82, 0.83, 0.7), (0.81, 0.8, 0.83, 0.82, 0.9))
+    run = replace(run_of(plan_of(), "naive", old=0.9, new=0.9), experiences=stages, matrix=matrix, kept=None)
+    figure = treatment_charts.forgetting_matrix(run)
+    assert [list(row) for row in figure.data[0].z] == [list(row) for row in matrix[3:]]
+    assert figure.layout.yaxis.ticktext == ("after learning<br>1 – 30 Apr 2026", "after learning<br>1 – 31 May 2026")
+    compared = treatment_charts.strategies_compared([run])
+    domains = {each.domain for each in compared.select_yaxes()}
+    assert len(domains) == 2
+    assert [list(each.x) for each in compared.data][1::2] == [[value] for value in matrix[-1]]
+
+
+def test_the_sentence_is_about_all_findings_and_everyone() -> None:
+    first = replace(KEPT.changes[0], finding="edema", champion=0.1, challenger=0.2)
+    assert tell_kept(replace(KEPT, changes=(first, *KEPT.changes))) == tell_kept(KEPT)
 
 
 def test_sentences_say_what_was_lost_before_the_figures_interval() -> None:
