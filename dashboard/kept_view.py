@@ -12,6 +12,7 @@ from dashboard.kept_charts import Step
 from dashboard.kept_wording import per_thousand, stage_words, surely, tell_calibration, tell_kept, tell_triple
 from dashboard.names import METRIC_MEANINGS, metric_words, plural, reword, sentence
 from dashboard.reading import choose, plain, show_table
+from registry.promotion import lineage
 from registry.records import Records
 
 SUBGROUP_METRICS = ("auroc", "accuracy", "brier")
@@ -60,14 +61,14 @@ def find_steps(run: AdaptationRun, kept: KeptAndLost, records: Records) -> list[
     decisions = {decision.decision_id: decision for decision in records.decisions(run.model)}
     runs = {other.run_id: other for other in records.runs(run.model)}
     version = records.plan(run.plan_id).champion_version
+    history = records.champion_history(run.model)
+    upto = next((i for i, move in enumerate(history) if move.version == version), len(history) - 1)
     steps: list[Step] = []
-    for move in records.champion_history(run.model):
+    for move in lineage(history[: upto + 1]):
         decision = decisions.get(move.decision_id)
-        before = runs.get(decision.run_id) if decision is not None else None
-        if move.kind == "promote" and decision is not None and before is not None and before.kept is not None:
+        before = None if decision is None else runs.get(decision.run_id)
+        if decision is not None and before is not None and before.kept is not None:
             steps.append(Step(name=f"version {decision.champion_version}", figures=_row(before.kept, -2)))
-        if move.version == version:
-            break
     return [
         *steps,
         Step(name=f"version {version}", figures=_row(kept, -2)),

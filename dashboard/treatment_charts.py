@@ -54,8 +54,10 @@ def strategies_compared(runs: Sequence[AdaptationRun]) -> go.Figure:
             room = max(0.03, 0.35 * (max(known) - min(known)))
             low, high = min(known) - room, max(known) + room
             figure.update_xaxes(range=[low, high], tickvals=_ticks(low, min(1.0, high), 7 - columns), **at)
+        if place + columns >= len(names):  # the lowest of its column, or the words run into the next panel's title
+            figure.update_xaxes(title="← worse    AUROC    better →", **at)
     name_rows(figure, [*(strategy_words(run.strategy) for run in reversed(runs)), "champion before"])
-    figure.update_xaxes(tickformat=".2f", tickangle=0, title="← worse    AUROC    better →")
+    figure.update_xaxes(tickformat=".2f", tickangle=0)
     figure.update_layout(showlegend=False)
     figure = finish(figure, 20 + lines * (130 + 34 * (len(runs) + 1)))
     figure.update_yaxes(showgrid=False).update_annotations(font={"size": SIZE + 1, "color": LABEL})
@@ -70,7 +72,10 @@ def forgetting_matrix(run: AdaptationRun) -> go.Figure:
     figure = go.Figure(
         go.Heatmap(
             z=[list(run.matrix[i]) for i in steps],
-            text=[[number(v) + span for v, span in zip(run.matrix[i], spans[i], strict=True)] for i in steps],
+            text=[
+                [number(v) + span * (v is not None) for v, span in zip(run.matrix[i], spans[i], strict=True)]
+                for i in steps
+            ],
             texttemplate="%{text}",
             textfont={"size": SIZE + 1},
             colorscale=[[0, PALE], [1, NOW]],
@@ -208,9 +213,13 @@ def _spans(run: AdaptationRun) -> list[list[str]]:
     known = run.kept.matrix("auroc") if run.kept is not None else None
     if known is None or len(known.values) != len(run.matrix):
         return [[""] * len(row) for row in run.matrix]
+    ends = zip(run.matrix, known.low, known.high, strict=True)
     return [
-        ["" if low is None or high is None else f"<br>{low:.2f}–{high:.2f}" for low, high in zip(*ends, strict=True)]
-        for ends in zip(known.low, known.high, strict=True)
+        [
+            "" if None in (value, low, high) else f"<br>{low:.2f}–{high:.2f}"
+            for value, low, high in zip(*one, strict=True)
+        ]
+        for one in ends
     ]
 
 

@@ -17,9 +17,10 @@ from flows.status import plain
 from flows.treating import measure_treatment
 from flows.ward import score_with
 from monitor.cohorts import Cohort
+from registry.approvals import approve
 from registry.held_out import PatientRole, roles_of
 from registry.rows import RunRow
-from tests.conftest import MODEL, WEEKS, Hospital, SmallWard, decide, kept_of, plan_of, run_of
+from tests.conftest import MODEL, OFFICER, PASSWORD, WEEKS, Hospital, SmallWard, decide, kept_of, plan_of, run_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:JAXopt is no longer maintained:DeprecationWarning")
 
@@ -183,8 +184,30 @@ def test_a_run_before_these_figures_existed_says_so(hospital: Hospital) -> None:
 def test_a_plan_after_a_promotion_shows_the_steps_before(hospital: Hospital) -> None:
     from dashboard.kept_view import find_steps
 
-    records = hospital.records
-    run = next(r for r in records.runs(MODEL) if r.strategy == "replay")
-    assert run.kept is not None
-    assert [step.name for step in find_steps(run, run.kept, records)] == ["version 1", "adapter"]
-    assert decide(run, old=0, new=0.1).champion_version == "1"
+    records, at = hospital.records, WEEKS[7].end
+    run = replace(run_of(plan_of(), "ewc", old=0.934, new=0.93), seed=1)
+    decision = decide(run, old=0.0, new=0.078)
+    records.save_run(run, at)
+    records.save_decision(decision, at)
+    approve(records, decision.decision_id, user=OFFICER, password=PASSWORD, meaning="Better.", at=at)
+    first = records.champion(MODEL)
+    assert first is not None
+    promoted = {"version": "2", "kind": "promote", "decision_id": decision.decision_id, "since": at}
+    records.move_champion(replace(first, adapter_sha256=run.adapter_sha256, **promoted), expected="1")
+    plan = replace(plan_of(), champion_version="2", windows=(WEEKS[8],))
+    records.save_plan(plan, at)
+    kept = kept_of((*run.experiences, WEEKS[8].key), old=0.92, new=0.9)
+    later = replace(run_of(plan, "replay", old=0.92, new=0.9), experiences=kept.stages, kept=kept)
+    steps = find_steps(later, kept, records)
+    assert [step.name for step in steps] == ["version 1", "version 2", "adapter"]
+    old, new = run.experiences
+    assert steps[0].figures[new][0] == 0.852
+    assert [step.figures[old][0] for step in steps] == [0.934, 0.934, 0.92]
+    assert WEEKS[8].key not in steps[0].figures
+    records.save_run(replace(later, matrix=kept.matrices[0].values), at)
+    app = page()
+    assert not app.exception
+    specs = [json.loads(chart.proto.spec) for chart in app.get("plotly_chart")]
+    assert any(
+        spec["layout"].get("xaxis", {}).get("ticktext") == ["version 1", "version 2", "adapter"] for spec in specs
+    )
