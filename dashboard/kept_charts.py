@@ -31,7 +31,7 @@ from monitor.reliability import ReliabilityBin
 SURE_COLOURS = {True: QUIET, False: LOOK, None: NOW}
 SURE_MARKS = {True: "circle", False: "diamond", None: "circle"}
 SURE_WORDS = {True: "surely better", False: "surely worse", None: "not told apart from no change"}
-PALE_BAR = 0.45
+PALE_BAR = 0.35
 """How solid a bar is, so that its own whisker stands out from it."""
 
 
@@ -143,7 +143,7 @@ def flips(kept: KeptAndLost) -> go.Figure:
         figure.add_bar(
             x=[None if share.value is None else PER * share.value for share in shares],
             y=list(range(len(everyone))),
-            error_x=whiskers([_times(share) for share in shares]) | {"color": colour},
+            error_x=whiskers([_times(share) for share in shares]) | {"color": colour, "thickness": 3},
             orientation="h",
             name=name,
             marker={"color": colour, "opacity": PALE_BAR},
@@ -199,7 +199,7 @@ def learning_triple(triple: LearningTriple) -> go.Figure:
         figure.add_bar(
             x=[one.value],
             y=[0],
-            error_x=whiskers([(one.value, one.low, one.high)]) | {"color": colour},
+            error_x=whiskers([(one.value, one.low, one.high)]) | {"color": colour, "thickness": 3},
             orientation="h",
             marker={"color": colour, "opacity": PALE_BAR},
             width=0.7,
