@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from continual.backbone_cards import BackboneCard
+from continual.kept import KeptAndLost
 from continual.memory_selection import MemoryPolicy
 from continual.worklists import LabelPolicy
 from monitor.cohorts import Window
@@ -316,7 +317,8 @@ class AdaptationRun:
     were kept). ``memory_studies`` counts the studies rehearsed while training. ``memory_sha256`` names the
     memory that the run left for the next one: ``memory_kept`` studies of ``memory_patients`` patients in
     ``memory_bytes`` bytes. ``mends`` names the figure that the treatment is for, in which
-    the gate asks for a gain; empty: the one of the gate's policy. ``told`` says in words what was made.
+    the gate asks for a gain; empty: the one of the gate's policy. ``told`` says in words what was made. ``kept``
+    holds all that was measured against the champion, with intervals; None for a run that failed.
     """
 
     plan_id: str
@@ -348,6 +350,7 @@ class AdaptationRun:
     treatment: Treatment = Treatment.UPDATE_ADAPTER
     mends: str = ""
     told: str = ""
+    kept: KeptAndLost | None = None
 
     @property
     def name(self) -> str:

@@ -8,12 +8,26 @@ import streamlit as st
 
 from continual.plans import AdaptationPlan, AdaptationRun, RunState
 from dashboard import treatment_charts
-from dashboard.drawing import QUIET_BAR
+from dashboard.drawing import PANELS, QUIET_BAR
 from dashboard.glossary import show_terms
+from dashboard.kept_view import show_kept
 from dashboard.names import number, plural, reword, sentence, strategy_words
 from dashboard.reading import choose, chosen_model, plain, show_table, store
 from dashboard.wording import name_plan, tell_evidence, tell_run
 from registry.decisions import GateDecision
+from registry.records import Records
+
+TERMS = (
+    "Adapter",
+    "Strategy",
+    "Champion and challenger",
+    "Forgetting",
+    "Backward transfer",
+    "Learning, potential, retention",
+    "Flip",
+    "Subgroup",
+    "95 % interval",
+)
 
 
 def show() -> None:
@@ -41,10 +55,10 @@ def show() -> None:
         if run.state is not RunState.FINISHED:
             st.error(plain(tell_run(run)), icon=":material/error:")
     if finished:
-        _show_one(finished)
+        _show_one(finished, records)
         with st.expander("The figures as a table"):
             show_table(_table(finished))
-    show_terms("Adapter", "Strategy", "Forgetting", "Backward transfer", "Champion and challenger", metrics=("auroc",))
+    show_terms(*TERMS, metrics=("auroc", "brier", "ece_debiased", "calibration_slope", "calibration_intercept"))
 
 
 def _show_plan(plan: AdaptationPlan) -> None:
@@ -82,16 +96,20 @@ def _show_comparison(runs: Sequence[AdaptationRun], decisions: Sequence[GateDeci
     )
 
 
-def _show_one(runs: Sequence[AdaptationRun]) -> None:
-    st.subheader("Step by step", anchor=False)
+def _show_one(runs: Sequence[AdaptationRun], records: Records) -> None:
+    st.subheader("One strategy in detail", anchor=False)
     places = range(len(runs))
     place = st.segmented_control(
         "Strategy", places, default=0, format_func=lambda i: plain(strategy_words(runs[i].name)), key="strategy"
     )
     run = runs[place or 0]
-    left, right = st.columns([3, 2])
+    # a wide table takes the whole page, or its columns would run into each other
+    left, right = st.columns([3, 2]) if len(run.experiences) <= PANELS else (st.container(), st.container())
     left.plotly_chart(treatment_charts.forgetting_matrix(run), width="stretch", key="matrix", config=QUIET_BAR)
-    left.caption("Each row is the model after one learning step. A column that grows paler downwards is forgetting.")
+    left.caption(
+        "AUROC with its interval. Each row is the model after one learning step, as far back as it was recorded; a "
+        "column that grows paler downwards is forgetting."
+    )
     with right.container(border=True):
         st.markdown(f"**Forgetting:** {plain(_lost(run.forgetting))}")
         st.markdown(f"**Backward transfer:** {plain(_signed(run.backward_transfer))} on what was known before")
@@ -99,6 +117,7 @@ def _show_one(runs: Sequence[AdaptationRun]) -> None:
         st.markdown(f"**Learned from:** {plain(plural(run.n_learned, 'new study'))}, {plain(rehearsed)}")
         told = f"{run.trainable_parameters:,} weights of the adapter ({run.adapter}); the large network stays as it is"
         st.markdown(f"**Trained:** {plain(told)}")
+    show_kept(run, records)
     with st.expander("How training went"):
         st.plotly_chart(treatment_charts.training_losses(runs), width="stretch", key="losses", config=QUIET_BAR)
         st.caption(plain(f"Adapter {run.adapter_sha256[:12]}, seed {run.seed}, {run.seconds:.0f} s."))

@@ -21,6 +21,9 @@ ROW = 30
 SIZE = 13
 """Pixels of the words in a figure."""
 
+PANELS = 3
+"""Panels beside each other; more begin a new line."""
+
 LONGEST = 60
 Interval = tuple[float | None, float | None, float | None]
 

@@ -31,6 +31,11 @@ TERMS = {
     "EWC: weights that the old needs are held on to.",
     "Forgetting": "how much worse the adapter is on what was known before.",
     "Backward transfer": "how learning the new changed the figure on the old; below 0 it fell.",
+    "Learning, potential, retention": "three figures by the FDA's regulatory science group (Burgon et al. 2026). "
+    "Learning: what the change gained on the new studies. Potential: what the new studies had cost the model before. "
+    "Retention: how good the changed model is on everything known before.",
+    "Flip": "an answer that changes with the model: a negative flip was right and is wrong now, a positive flip was "
+    "wrong and is right now.",
     "Champion and challenger": "the version that is live, and the one that would take its place.",
     "Held-out cohort": "patients set aside for judging; no adapter ever learned from them.",
     "The gate": "the fixed tests that a challenger must pass before a person may sign.",

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from continual.plans import AdaptationRun
-from dashboard.drawing import SIZE, Interval, column_at_right, dot, finish, name_rows, safe, whiskers, zero_line
+from dashboard.drawing import PANELS, SIZE, Interval, column_at_right, dot, finish, name_rows, safe, whiskers, zero_line
 from dashboard.names import metric_words, number, reword, strategy_words
 from dashboard.palette import (
     BEFORE,
@@ -32,41 +32,52 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 def strategies_compared(runs: Sequence[AdaptationRun]) -> go.Figure:
     """Draw, for each experience (columns), the AUROC of the champion before and of every strategy's adapter (rows)."""
     names = list(runs[0].experiences)
+    columns = min(PANELS, len(names))
+    lines = -(-len(names) // columns)
     figure = make_subplots(
-        rows=1,
-        cols=len(names),
-        shared_yaxes=True,
+        rows=lines,
+        cols=columns,
+        shared_yaxes="all",
         horizontal_spacing=0.06,
+        vertical_spacing=0.4 / lines,
         subplot_titles=[_title(i, names) for i in range(len(names))],
     )
-    for column in range(len(names)):
-        before, after = _before(runs[0], column), [run.matrix[-1][column] for run in runs]
-        _draw_points(figure, column, [before], rows=[len(runs)], before=before)
-        _draw_points(figure, column, after, rows=range(len(runs))[::-1], before=before)
+    for place in range(len(names)):
+        at = {"row": place // columns + 1, "col": place % columns + 1}
+        before, after = _before(runs[0], place), [run.matrix[-1][place] for run in runs]
+        _draw_points(figure, at, [before], rows=[len(runs)], before=before)
+        _draw_points(figure, at, after, rows=range(len(runs))[::-1], before=before)
         known = [value for value in (before, *after) if value is not None]
         if before is not None:
-            figure.add_vline(x=before, line={"color": BEFORE, "width": 2, "dash": "dash"}, row=1, col=column + 1)
+            figure.add_vline(x=before, line={"color": BEFORE, "width": 2, "dash": "dash"}, **at)
         if known:
             room = max(0.03, 0.35 * (max(known) - min(known)))
             low, high = min(known) - room, max(known) + room
-            figure.update_xaxes(range=[low, high], tickvals=_ticks(low, min(1.0, high)), row=1, col=column + 1)
+            figure.update_xaxes(range=[low, high], tickvals=_ticks(low, min(1.0, high), 7 - columns), **at)
+        if place + columns >= len(names):  # the lowest of its column, or the words run into the next panel's title
+            figure.update_xaxes(title="← worse    AUROC    better →", **at)
     name_rows(figure, [*(strategy_words(run.name) for run in reversed(runs)), "champion before"])
-    figure.update_xaxes(tickformat=".2f", title="← worse      AUROC      better →")
+    figure.update_xaxes(tickformat=".2f", tickangle=0)
     figure.update_layout(showlegend=False)
-    figure = finish(figure, 150 + 34 * (len(runs) + 1))
+    figure = finish(figure, 20 + lines * (130 + 34 * (len(runs) + 1)))
     figure.update_yaxes(showgrid=False).update_annotations(font={"size": SIZE + 1, "color": LABEL})
     return figure.update_layout(margin_t=44)
 
 
 def forgetting_matrix(run: AdaptationRun) -> go.Figure:
     """Draw AUROC on each experience (columns) after each learning step (rows): down a column is remembering."""
-    names, steps = list(run.experiences), len(run.matrix)
+    names = list(run.experiences)
+    steps = [i for i, row in enumerate(run.matrix) if any(value is not None for value in row)]
+    spans = _spans(run)
     figure = go.Figure(
         go.Heatmap(
-            z=[list(row) for row in run.matrix],
-            text=[[number(value) for value in row] for row in run.matrix],
+            z=[list(run.matrix[i]) for i in steps],
+            text=[
+                [number(v) + span * (v is not None) for v, span in zip(run.matrix[i], spans[i], strict=True)]
+                for i in steps
+            ],
             texttemplate="%{text}",
-            textfont={"size": 16},
+            textfont={"size": SIZE + 1},
             colorscale=[[0, PALE], [1, NOW]],
             zmin=0.5,
             zmax=1,
@@ -78,16 +89,16 @@ def forgetting_matrix(run: AdaptationRun) -> go.Figure:
     )
     figure.update_xaxes(
         tickvals=list(range(len(names))),
-        ticktext=[_title(i, names) for i in range(len(names))],
+        ticktext=[_title(i, names) if len(names) <= PANELS else _narrow(names[i]) for i in range(len(names))],
         side="top",
         tickangle=0,
     )
     figure.update_yaxes(
-        tickvals=list(range(steps)),
-        ticktext=[f"after learning<br>{safe(reword(name))}" for name in names[:steps]],
+        tickvals=list(range(len(steps))),
+        ticktext=[f"after learning<br>{safe(reword(names[i]))}" for i in steps],
         autorange="reversed",
     )
-    figure = finish(figure, 110 + 60 * steps)
+    figure = finish(figure, 110 + 66 * len(steps))
     return figure.update_xaxes(showgrid=False).update_yaxes(showgrid=False)
 
 
@@ -198,14 +209,34 @@ def _before(run: AdaptationRun, column: int) -> float | None:
     return run.matrix[-2][column] if len(run.matrix) > 1 else None
 
 
+def _spans(run: AdaptationRun) -> list[list[str]]:
+    """Write the interval of each figure of a run's matrix on a second line, nothing where none was measured."""
+    known = run.kept.matrix("auroc") if run.kept is not None else None
+    if known is None or len(known.values) != len(run.matrix):
+        return [[""] * len(row) for row in run.matrix]
+    ends = zip(run.matrix, known.low, known.high, strict=True)
+    return [
+        [
+            "" if None in (value, low, high) else f"<br>{low:.2f}–{high:.2f}"
+            for value, low, high in zip(*one, strict=True)
+        ]
+        for one in ends
+    ]
+
+
+def _narrow(name: str) -> str:
+    """Write a stage over the lines of a narrow column."""
+    return safe(reword(name)).replace(" – ", " –<br>")
+
+
 def _title(place: int, names: Sequence[str]) -> str:
     age = "the new" if place == len(names) - 1 else "what was known"
     return f"on {age}<br>{safe(reword(names[place]))}"
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Give three to seven round figures of a range; an AUROC above 1 is none."""
-    step = next((step for step in (0.01, 0.02, 0.05, 0.1) if (high - low) / step < 7), 0.2)
+def _ticks(low: float, high: float, most: int = 7) -> list[float]:
+    """Give a few round figures of a range; an AUROC above 1 is none."""
+    step = next((step for step in (0.01, 0.02, 0.05, 0.1) if (high - low) / step < most), 0.2)
     return [round(i * step, 2) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
@@ -214,7 +245,7 @@ def _side(value: float | None, before: float | None) -> str:
 
 
 def _draw_points(
-    figure: go.Figure, column: int, values: Sequence[float | None], *, rows: Sequence[int], before: float | None
+    figure: go.Figure, at: dict[str, int], values: Sequence[float | None], *, rows: Sequence[int], before: float | None
 ) -> None:
     """Draw one mark a row; its figure stands on the side away from the champion's line."""
     champion = len(values) == 1 and values[0] is before
@@ -228,6 +259,6 @@ def _draw_points(
         textfont={"size": SIZE},
         marker=dot(BEFORE if champion else NOW),
         hoverinfo="skip",
-        row=1,
-        col=column + 1,
+        cliponaxis=False,
+        **at,
     )

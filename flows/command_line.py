@@ -284,7 +284,7 @@ def adapt(
     strategy: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"{', '.join(CARDS)}; README says which to use when. Default: all the plan names; other steps take none."
+            help=f"{', '.join(CARDS)}; README says which when. Default: all the plan names; other steps take none."
         ),
     ] = None,
     resume: Annotated[

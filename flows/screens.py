@@ -13,6 +13,7 @@ from rich.text import Text
 
 from continual.plans import AdaptationPlan, AdaptationRun, Treatment
 from flows.doctor import Finding
+from flows.kept_screens import show_kept
 from flows.simulating import Simulation
 from flows.status import headline, plain
 from monitor.cohorts import Window
@@ -142,11 +143,15 @@ def ladder_table(plan: AdaptationPlan) -> Table:
 
 
 def show_runs(screen: Console, runs: Sequence[AdaptationRun]) -> None:
-    """Show what each strategy learned and forgot."""
+    """Show what each strategy learned and forgot, and then for each what it kept and lost, and whose."""
     screen.print(runs_table([plain(run) for run in runs]))
     for run in runs:
         told = ": ".join(filter(None, (run.state.lower(), run.reason or run.told)))
         screen.print(Text(f"{run.run_id} {told}"))
+    for run in runs:
+        if run.kept is not None:
+            screen.print(Text(f"\nWhat {run.name} kept and lost against the champion", "bold"))
+            show_kept(screen, run.kept)
 
 
 def runs_table(runs: Sequence[dict[str, Any]]) -> Table:

@@ -14,10 +14,12 @@ from continual.adapter_card import Reads
 from continual.adapters import SUFFIX, Adapter
 from continual.adapting import AdaptationInterrupted, Experience, adapt, not_begun
 from continual.feature_store import FeaturesMissing
+from continual.kept import KeptAndLost
 from continual.limits import RunStopped
 from continual.memory_store import Memory
 from continual.planning import find_drifted, plan_adaptation
 from continual.plans import AdaptationPlan, AdaptationRun, RunState, Treatment
+from continual.retention import StageScores, measure_kept
 from continual.treatments import Order, take_step
 from flows.benches import bench_of, gather, labelled_with_images, remembered, told_prevalence, tried_steps
 from flows.remembering import experience_of, keep_memory, name_of
@@ -121,6 +123,7 @@ def _make(ward: Ward, plan: AdaptationPlan, champion: ChampionRecord, strategy: 
         return not_begun(start, plan, strategy=strategy, policy=policy, stages=names, why=str(error))
     if run.state is RunState.FINISHED:
         run = keep_memory(ward, run, made, memory, new, at=at)
+        run = replace(run, kept=measure_against_champion(ward, plan, run.adapter_sha256, champion=champion))
     return replace(run, backbone=backbone_of(ward, plan.model).card)
 
 
@@ -190,6 +193,34 @@ def may_climb(ward: Ward, plan: AdaptationPlan) -> bool:
     """Tell whether all that was made for a plan was refused or failed, so that the next step is due."""
     champion = ward.records.champion(plan.model)
     return champion is not None and plan.treatment in tried_steps(ward, champion, plan.windows)
+
+
+def measure_against_champion(
+    ward: Ward, plan: AdaptationPlan, adapter_sha256: str, *, champion: ChampionRecord
+) -> KeptAndLost:
+    """Measure an adapter against the champion on the reference patients of every stage: what it kept and lost."""
+
+    return measure_treatment(
+        ward,
+        plan,
+        before=lambda cohort: score_with(ward, plan.model, cohort, champion.adapter_sha256),
+        after=lambda cohort: score_with(ward, plan.model, cohort, adapter_sha256),
+    )
+
+
+def measure_treatment(
+    ward: Ward, plan: AdaptationPlan, *, before: Callable[[Cohort], Cohort], after: Callable[[Cohort], Cohort]
+) -> KeptAndLost:
+    """Measure what any treatment kept and lost, from how the model answers a cohort before and after it.
+
+    Held-out patients are never asked.
+    """
+    stages = []
+    for windows in stages_of(ward, plan):
+        cohort = labelled_with_images(ward, plan.model, windows, PatientRole.REFERENCE)
+        stages.append(StageScores(name=name_of(windows), models=(before(cohort), after(cohort))))
+    policy = ward.settings.drift
+    return measure_kept(stages, policy=policy, generator=np.random.default_rng(policy.seed))
 
 
 def judge(ward: Ward, run: AdaptationRun, *, at: datetime) -> GateDecision:

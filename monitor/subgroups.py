@@ -134,7 +134,7 @@ def find_partitions(reference: Cohort, current: Cohort, policy: DriftPolicy) -> 
     for attribute in policy.subgroup_attributes or sorted(set(reference.attributes) & set(current.attributes)):
         if attribute in reference.attributes and attribute in current.attributes:
             sides = cut(attribute, reference.attributes[attribute], current.attributes[attribute])
-            sides = _pool_rare(*sides, policy.minimum_subgroup)
+            sides = pool_rare(*sides, policy.minimum_subgroup)
             if len(set(sides[0]) | set(sides[1])) > 1:
                 cuts[attribute] = sides
     for depth in range(1, policy.intersection_depth + 1):
@@ -220,9 +220,10 @@ def cut(attribute: str, reference: NDArray[Any], current: NDArray[Any]) -> tuple
     return before, now
 
 
-def _pool_rare(
+def pool_rare(
     reference: NDArray[np.str_], current: NDArray[np.str_], minimum: int
 ) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
+    """Pool the values with fewer studies than the minimum as OTHER, if there are more than MOST_VALUES of them."""
     counted = Counter([*reference.tolist(), *current.tolist()])
     if len(counted) <= MOST_VALUES:
         return reference, current

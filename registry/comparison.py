@@ -20,6 +20,7 @@ from scipy.stats import rankdata, t
 from monitor.cohorts import check_thresholds
 from monitor.intervals import Difference, Estimate, Floats, Form, draw_patients
 from monitor.measures import MEASURES, Answers, estimate, say_yes
+from monitor.paired import average_estimates
 from monitor.tasks import Task
 from registry.decisions import GatePolicy
 
@@ -143,7 +144,8 @@ class Paired:
         resampled = self.challenger.replicates / slope_b - self.champion.replicates / slope_a
         reach = _quantile(self.champion, level) * float(np.nanstd(resampled, ddof=1))
         ends = [b * np.exp(side * reach) if logs else expit(logit(b) + side * reach) for side in (-1, 1)]
-        return float(ends[0] - a), float(ends[1] - a)
+        # rounding must not put 0 outside: a model that changes nothing would be surely better by 1e-16
+        return min(float(ends[0]) - a, b - a), max(float(ends[1]) - a, b - a)
 
 
 def compare(held_out: HeldOutScores, metric: str, *, policy: GatePolicy, finding: str | None = None) -> Comparison:
@@ -208,7 +210,7 @@ def measure_both(
             (held_out.challenger, held_out.challenger_thresholds),
         )
     ]
-    sides = [_average([estimate(answers, [metric], counts)[metric] for answers in one]) for one in both]
+    sides = [average_estimates([estimate(answers, [metric], counts)[metric] for answers in one]) for one in both]
     alike = held_out.same_network and all(
         _says_the_same(first, second, metric) for first, second in zip(both[0], both[1], strict=True)
     )
@@ -265,19 +267,6 @@ def _answers(
             patients=patients[rows],
         )
         for column in columns
-    )
-
-
-def _average(estimates: Sequence[Estimate]) -> Estimate:
-    """Average one measure over findings; its patients are those of the scarcest finding."""
-    values = [one.value for one in estimates]
-    return replace(
-        estimates[0],
-        value=None if None in values else float(np.mean([value for value in values if value is not None])),
-        replicates=np.mean([one.replicates for one in estimates], axis=0),
-        patients=min(one.patients for one in estimates),
-        informative=min(one.informative for one in estimates),
-        standard_error=None,  # that of one finding is not that of their mean; the replicates' is
     )
 
 

@@ -23,8 +23,10 @@ import pytest
 from argon2 import PasswordHasher
 from PIL import Image
 
+from continual.kept import Change, Figure, Flips, KeptAndLost, LearningTriple, Reliability, TaskMatrix
 from continual.plans import AdaptationPlan, AdaptationRun, RunState, Treatment
 from monitor.cohorts import Prediction, Window
+from monitor.reliability import ReliabilityBin
 from monitor.results import (
     Contribution,
     DriftKind,
@@ -359,6 +361,7 @@ def plan_of() -> AdaptationPlan:
 
 def run_of(plan: AdaptationPlan, strategy: str, *, old: float, new: float) -> AdaptationRun:
     """Tell a run that ends with these AUROCs on the old and on the new weeks."""
+    stages = (REFERENCE.key, f"{plan.windows[0].start.date()}/{plan.windows[-1].end.date()}")
     return AdaptationRun(
         plan_id=plan.plan_id,
         model=MODEL,
@@ -371,7 +374,7 @@ def run_of(plan: AdaptationPlan, strategy: str, *, old: float, new: float) -> Ad
         backbone_sha256="e5" * 32,
         adapter_sha256=ADAPTERS[strategy],
         trainable_parameters=49_921,
-        experiences=(REFERENCE.key, f"{plan.windows[0].start.date()}/{plan.windows[-1].end.date()}"),
+        experiences=stages,
         matrix=((0.934, 0.852), (old, new)),
         forgetting=0.934 - old,
         backward_transfer=old - 0.934,
@@ -380,6 +383,76 @@ def run_of(plan: AdaptationPlan, strategy: str, *, old: float, new: float) -> Ad
         memory_studies=0 if strategy == "naive" else 150,
         n_learned=181,
         seconds=41.0,
+        kept=kept_of(
+            (REFERENCE.key, f"{plan.windows[0].start.date()}/{plan.windows[-1].end.date()}"), old=old, new=new
+        ),
+    )
+
+
+def kept_of(stages: tuple[str, ...], *, old: float, new: float) -> KeptAndLost:
+    """Tell what was kept where the AUROC goes from 0.934 to ``old`` and from 0.852 to ``new``; one site is small."""
+    before, after = (0.934,) * (len(stages) - 1) + (0.852,), (old,) * (len(stages) - 1) + (new,)
+    unknown = ((None,) * len(stages),) * (len(stages) - 2)
+
+    def figure(value: float, reach: float = 0.016) -> Figure:
+        return Figure(value=value, low=value - reach, high=value + reach)
+
+    def change(place: int, metric: str, name: tuple[str, str], shift: float) -> Change:
+        hidden = name[1] == "clinic"
+        was, moved = (before[place], after[place] - before[place] + shift)
+        if metric in ("brier", "ece_debiased"):
+            was, moved = (1 - was) / 2, -moved / 2
+        figures = (None,) * 5 if hidden else (was, was + moved, moved, moved - 0.016, moved + 0.016)
+        return Change(
+            **dict(zip(("champion", "challenger", "difference", "low", "high"), figures, strict=True)),
+            **{"stage": stages[place], "metric": metric, "finding": "", "attribute": name[0], "value": name[1]},
+            studies=None if hidden else 120,
+            patients=None if hidden else 80,
+            suppressed=hidden,
+            reason="suppressed: fewer than 5 patients" if hidden else "",
+        )
+
+    def turned(place: int, name: tuple[str, str]) -> Flips:
+        lost, won = (max(0.0, sign * (after[place] - before[place])) + 0.01 for sign in (-1, 1))
+        nothing = Figure(value=None, low=None, high=None, reason="suppressed: fewer than 5 patients")
+        shares = [nothing] * 2 if name[1] == "clinic" else [figure(lost, 0.009), figure(won, 0.009)]
+        named = {"stage": stages[place], "attribute": name[0], "value": name[1]}
+        return Flips(
+            **named, negative=shares[0], positive=shares[1], studies=120, patients=80, suppressed=name[1] == "clinic"
+        )
+
+    bins = tuple(
+        ReliabilityBin(
+            finding="yes", said=x, seen=x + 0.04, low=x - 0.06, high=min(x + 0.14, 1.0), studies=24, patients=20
+        )
+        for x in (0.1, 0.3, 0.5, 0.7, 0.9)
+    )
+    shifts = {("", ""): 0.0, ("sex", "F"): -0.03, ("sex", "M"): 0.03, ("site", "clinic"): 0.0}
+    places = range(len(stages))
+    metrics = ("auroc", "accuracy", "brier", "ece_debiased")
+    rows = (*unknown, before, after)
+    return KeptAndLost(
+        stages=stages,
+        level=0.95,
+        matrices=(
+            TaskMatrix(
+                metric="auroc",
+                values=rows,
+                low=tuple(tuple(None if one is None else one - 0.02 for one in row) for row in rows),
+                high=tuple(tuple(None if one is None else one + 0.02 for one in row) for row in rows),
+            ),
+        ),
+        summaries=(),
+        changes=tuple(change(p, m, name, s) for name, s in shifts.items() for p in places for m in metrics),
+        flips=tuple(turned(p, name) for name in shifts for p in places),
+        reliability=tuple(Reliability(stage=stage, before=bins, after=bins) for stage in stages),
+        triple=LearningTriple(
+            learning=figure(new - 0.852),
+            potential=figure(0.082),
+            retention=figure(old),
+            retained_before=figure(0.934),
+            retention_change=figure(old - 0.934),
+        ),
     )
 
 

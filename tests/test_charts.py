@@ -261,7 +261,7 @@ def test_a_figure_that_could_not_be_measured_is_no_point() -> None:
     assert figure.data[0].text == (" – ",)
     (table,) = treatment_charts.forgetting_matrix(run).data
     assert table.z[0][0] is None
-    assert list(table.text[0]) == ["–", "0.852"]
+    assert list(table.text[0]) == ["–", "0.852<br>0.83–0.87"]
 
 
 def test_the_table_of_remembering_is_the_matrix_of_the_run() -> None:

@@ -27,7 +27,7 @@ from registry.approvals import approve
 from registry.entries import ChampionRecord, QuarantinedRow
 from registry.records import Records, open_records
 from registry.settings import FILE_NAME, ModelSettings
-from tests.conftest import OFFICER, PASSWORD, REFERENCE, WEEKS, decide, plan_of, report_of, run_of
+from tests.conftest import OFFICER, PASSWORD, REFERENCE, WEEKS, decide, kept_of, plan_of, report_of, run_of
 from tests.test_dashboard_pages import PAGES, scan_once, sound_page
 
 PAYLOADS = (
@@ -131,7 +131,11 @@ def _treat(records: Records, proposer: str) -> None:
     records.save_plan(plan, at)
     for strategy in ("naive", "replay"):
         run = run_of(plan, strategy, old=0.933, new=0.927)
-        run = replace(run, model=BAD_MODEL, adapter=BAD, experiences=(BAD, f"new {BAD}"))
+        kept = kept_of((BAD, f"new {BAD}"), old=0.933, new=0.927)
+        changes = tuple(replace(c, attribute=c.attribute and BAD, reason=BAD) for c in kept.changes)
+        flips = tuple(replace(f, attribute=f.attribute and BAD) for f in kept.flips)
+        kept = replace(kept, changes=changes, flips=flips)
+        run = replace(run, model=BAD_MODEL, adapter=BAD, experiences=(BAD, f"new {BAD}"), kept=kept)
         records.save_run(run, at)
         decision = decide(run, old=-0.001, new=0.075)
         checks = tuple(replace(c, reason=BAD, cohort=BAD, metric=f"{c.metric} {BAD}") for c in decision.checks)
