@@ -31,6 +31,7 @@ from monitor.tasks import TASKS
 GRID = 2.0**10
 LARGEST = 8.0
 FOLDS = 5
+AT_ONCE = 8192
 SUMS = ("count", "total", "gram", "sums", "positives")
 OF_STUDIES = ("count", "total", "gram")  # the same for outputs whose labels are known of the same studies
 
@@ -104,12 +105,14 @@ class AnalyticHead(nn.Module):
         if not self.get_buffer("count").any() and self.get_buffer("weight").any():
             raise ValueError("this adapter was saved without its sums, so it can learn and unlearn nothing")
         sums = {name: self.get_buffer(name).clone() for name in SUMS}
-        features = self.features(embedding)
         answers = torch.from_numpy(binary_labels(self.card.task, self.card.classes, labels))
         folds = torch.tensor([_fold_of(key) for key in patient_key.tolist()], dtype=torch.long)
-        for fold in range(FOLDS):
-            if (mine := folds == fold).any():
-                self._add(sums, fold, features[mine], answers[mine], sign)
+        for start in range(0, len(embedding), AT_ONCE):  # the sums are exact, so that parts change nothing
+            part = slice(start, start + AT_ONCE)
+            features = self.features(embedding[part])
+            for fold in folds[part].unique().tolist():
+                mine = folds[part] == fold
+                self._add(sums, fold, features[mine], answers[part][mine], sign)
         if sign < 0 and not self._possible(sums):
             raise ValueError("these studies were not all learned by this adapter, so it cannot unlearn them")
         for name, value in sums.items():
