@@ -106,12 +106,12 @@ class AnalyticHead(nn.Module):
             raise ValueError("this adapter was saved without its sums, so it can learn and unlearn nothing")
         sums = {name: self.get_buffer(name).clone() for name in SUMS}
         answers = torch.from_numpy(binary_labels(self.card.task, self.card.classes, labels))
-        folds = torch.tensor([_fold_of(key) for key in patient_key.tolist()], dtype=torch.long)
+        folds = np.array([_fold_of(key) for key in patient_key.tolist()], dtype=np.intp)
         for start in range(0, len(embedding), AT_ONCE):  # the sums are exact, so that parts change nothing
             part = slice(start, start + AT_ONCE)
             features = self.features(embedding[part])
-            for fold in folds[part].unique().tolist():
-                mine = folds[part] == fold
+            for fold in np.unique(folds[part]).tolist():
+                mine = torch.from_numpy(folds[part] == fold)
                 self._add(sums, fold, features[mine], answers[part][mine], sign)
         if sign < 0 and not self._possible(sums):
             raise ValueError("these studies were not all learned by this adapter, so it cannot unlearn them")

@@ -14,13 +14,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit
 from scipy.stats import rankdata, t
 
 from monitor.cohorts import check_thresholds
-from monitor.intervals import Difference, Estimate, Floats, Form, draw_patients
+from monitor.intervals import Difference, Estimate, Floats, draw_patients
 from monitor.measures import MEASURES, Answers, estimate, say_yes
-from monitor.paired import average_estimates
+from monitor.paired import average_estimates, bound_change
 from monitor.tasks import Task
 from registry.decisions import GatePolicy
 
@@ -126,26 +125,19 @@ class Paired:
         return float((self.challenger.value or 0.0) - (self.champion.value or 0.0))
 
     def interval(self, level: float) -> tuple[float, float]:
-        """Bound the difference at a two-sided level.
+        """Bound the difference at a two-sided level (``monitor.paired.bound_change``).
 
-        The paired difference is bounded on the metric's own scale by its bootstrap standard error
-        (delta method) and read back at the champion's figure; two models that agree on every study
-        differ by exactly 0. Where a figure sits at 0 or 1 a bootstrap sees no spread, and the bounds
-        are recovered from both sides' Wilson intervals instead (MOVER; Zou 2007).
+        A treatment that changes no answer differs by exactly 0. Where a figure sits at 0 or 1 a bootstrap sees no
+        spread, and the bounds are recovered from both sides' Wilson intervals instead (MOVER; Zou 2007).
         """
         a, b = self.champion.value, self.challenger.value
         if self.alike and a is not None:
             return 0.0, 0.0
         if a is None or b is None or not (0 < a < 1 and 0 < b < 1):
             low, high = Difference(first=self.challenger, second=self.champion).interval(level)
-            return (-np.inf if low is None else low), (np.inf if high is None else high)
-        logs = self.champion.form is Form.LOG
-        slope_a, slope_b = (a, b) if logs else (a * (1 - a), b * (1 - b))
-        resampled = self.challenger.replicates / slope_b - self.champion.replicates / slope_a
-        reach = _quantile(self.champion, level) * float(np.nanstd(resampled, ddof=1))
-        ends = [b * np.exp(side * reach) if logs else expit(logit(b) + side * reach) for side in (-1, 1)]
-        # rounding must not put 0 outside: a model that changes nothing would be surely better by 1e-16
-        return min(float(ends[0]) - a, b - a), max(float(ends[1]) - a, b - a)
+        else:
+            low, high = bound_change(self.champion, self.challenger, level)
+        return (-np.inf if low is None else low), (np.inf if high is None else high)
 
 
 def compare(held_out: HeldOutScores, metric: str, *, policy: GatePolicy, finding: str | None = None) -> Comparison:
