@@ -25,6 +25,12 @@ CAN_MEND = {
 LOOKS = (DriftKind.APPEARANCE, DriftKind.ACQUISITION)
 
 
+UNPROVEN = (
+    "what was made is within every bound as measured, but the gate could not prove it with so few held-out patients; "
+    "have more of them read with `wardround labels request`"
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AtHand:
     """What a plan is made with beside the reports.
@@ -32,7 +38,8 @@ class AtHand:
     ``labelled`` counts the labelled studies of learning patients in the drifted windows. ``expectations`` are what was
     measured on them, watching longer first; ``ceiling`` what a free linear head on the embeddings leaves lost;
     ``shifted`` what a prevalence that moved costs, foreseen without labels. ``tried`` steps were refused for these
-    windows since the champion's last move. ``waiting`` are worklists that have not come back.
+    windows since the champion's last move; ``unproven``: one of them for want of held-out patients alone. ``waiting``
+    are worklists that have not come back.
     """
 
     labelled: int
@@ -40,6 +47,7 @@ class AtHand:
     ceiling: tuple[ExpectedHarm, ...] = ()
     shifted: tuple[ExpectedHarm, ...] = ()
     tried: tuple[Treatment, ...] = ()
+    unproven: bool = False
     waiting: tuple[OpenWorklist, ...] = ()
 
     def expectation(self, treatment: Treatment) -> Expectation | None:
@@ -85,6 +93,8 @@ def climb(
     if at_hand.labelled < needed and Treatment.UPDATE_ADAPTER not in at_hand.tried:
         lacking = tell_missing(missing_labels(at_hand.labelled, needed, at_hand.waiting), policy.labels)
         return Climb(verdicts=tuple(verdicts), taken=Treatment.WATCH_LONGER, lacking=lacking)
+    if at_hand.unproven:
+        return Climb(verdicts=tuple(verdicts), taken=Treatment.WATCH_LONGER, lacking=UNPROVEN)
     told = "people look for a model or a backbone that sees the difference; nothing is trained"
     verdicts.append(RungVerdict(treatment=Treatment.NEW_BACKBONE, enough=True, sentence=told))
     return _within_budget(verdicts, policy)

@@ -22,6 +22,7 @@ from flows.ward import Ward, adapter_of, load_role, windows_of
 from monitor.cohorts import Cohort, Window
 from monitor.results import PrevalenceShift, WindowReport
 from registry.entries import ChampionRecord
+from registry.gate import is_unproven
 from registry.held_out import PatientRole
 from registry.promotion import lineage
 
@@ -41,6 +42,7 @@ def gather(ward: Ward, champion: ChampionRecord, drifted: Sequence[WindowReport]
     known = AtHand(
         labelled=labelled,
         tried=tried_steps(ward, champion, windows),
+        unproven=_has_unproven(ward, champion, windows),
         waiting=open_worklists(ward, champion.model, at=at),
     )
     if len(windows) < policy.drifted_windows:
@@ -134,6 +136,19 @@ def tried_steps(ward: Ward, champion: ChampionRecord, windows: Sequence[Window])
         if mine and all_made and all(run.state is RunState.FAILED or run.run_id in refused for run in mine):
             found.append(plan.treatment)
     return tuple(dict.fromkeys(found))
+
+
+def _has_unproven(ward: Ward, champion: ChampionRecord, windows: Sequence[Window]) -> bool:
+    """Tell whether something made for these windows was refused for want of held-out patients alone."""
+    mine = {
+        plan.plan_id
+        for plan in ward.records.plans(champion.model)
+        if (plan.champion_version, plan.windows) == (champion.version, tuple(windows))
+    }
+    return any(
+        decision.plan_id in mine and decision.policy == ward.settings.gate and is_unproven(decision)
+        for decision in ward.records.decisions(champion.model)
+    )
 
 
 def _refused_runs(ward: Ward, model: str) -> Iterable[str]:

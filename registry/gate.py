@@ -73,6 +73,27 @@ def decide(
     )
 
 
+def is_unproven(decision: GateDecision) -> bool:
+    """Tell whether a challenger was refused for want of patients alone: all that was measured lies within the bounds.
+
+    Such a refusal says nothing against it; more held-out patients would decide.
+    """
+    failed = [check for check in decision.checks if not check.passed]
+    return bool(failed) and all(_is_within(check) for check in failed)
+
+
+def _is_within(check: GateCheck) -> bool:
+    """Tell whether the estimate, if there is one, is on the right side of the bound."""
+    if check.difference is None:
+        return check.name != FORGETTING
+    wanted = {
+        NON_INFERIORITY: check.difference > -check.margin,
+        SUPERIORITY: check.difference > check.margin,
+        CALIBRATION: check.difference < check.margin,
+    }
+    return wanted.get(check.name, False)
+
+
 def judge_non_inferiority(comparison: Comparison, policy: GatePolicy) -> GateCheck:
     """Pass if a loss of the margin or more is excluded (one-sided at (1 - level) / 2)."""
     passed = comparison.low is not None and comparison.low > -policy.margin

@@ -14,6 +14,7 @@ from registry.decisions import GateCheck, GateDecision, GatePolicy
 from registry.gaps import Gap, compare_gaps, group_values
 from registry.gate import (
     decide,
+    is_unproven,
     judge_calibration,
     judge_exchange,
     judge_forgetting,
@@ -373,3 +374,17 @@ def test_a_brier_score_gains_by_falling_and_the_rule_is_monotone(low, width, bet
     assert improved.passed >= worse.passed
     exchanged = [judge_exchange(comparison_of(low + shift, low + shift), POLICY) for shift in (0.0, better)]
     assert exchanged[1].passed >= exchanged[0].passed
+
+
+def test_a_refusal_for_want_of_patients_is_told_from_one_for_harm():
+    """The same challenger is refused with few patients and passes with many: that refusal says nothing against it."""
+    few = judge(cohort_of("old", patients=30, gain=0.05), cohort_of("new", seed=2, patients=30, gain=0.2))
+    assert not few.promote
+    assert is_unproven(few)
+    worse = judge(cohort_of("old", gain=-0.9), cohort_of("new", seed=2, gain=0.9))
+    assert not worse.promote
+    assert not is_unproven(worse)
+    passed = judge(cohort_of("old", gain=0.1), cohort_of("new", seed=2, gain=0.9))
+    assert passed.promote
+    assert not is_unproven(passed)
+    assert not is_unproven(judge(cohort_of("old"), cohort_of("new", seed=2, gain=0.9), run=run_of(forgetting=0.5)))

@@ -256,3 +256,15 @@ def test_calibrated_scores_give_nothing_away_on_average_and_others_what_they_los
 def answers_at(scores: np.ndarray, labels: np.ndarray) -> Answers:
     said, patients = (scores >= 0.5).astype(float), np.arange(len(scores))
     return Answers(finding="tumour", scores=scores, said=said, labels=labels, patients=patients)
+
+
+def test_what_was_only_not_proven_asks_for_patients_and_not_for_a_new_backbone() -> None:
+    """A refusal for want of held-out patients says nothing against what was made."""
+    policy = AdaptationPolicy()
+    harm = ExpectedHarm(metric="auroc", finding="yes", loss=0.2, low=0.1, high=0.3, sure=True, patients=100)
+    tried = (Treatment.REFIT_HEAD, Treatment.UPDATE_ADAPTER)
+    for unproven, taken in ((True, Treatment.WATCH_LONGER), (False, Treatment.NEW_BACKBONE)):
+        at_hand = AtHand(labelled=500, tried=tried, unproven=unproven)
+        climbed = climb([harm], [DriftKind.APPEARANCE], at_hand, policy)
+        assert climbed.taken is taken
+        assert ("labels request" in climbed.lacking) == unproven
