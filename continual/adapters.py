@@ -15,7 +15,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ class Adapter:
 
     card: AdapterCard
     network: AdaptedTail
+    _: KW_ONLY
     shared: Adapter | None = None
     outputs: Outputs = IDENTITY
 
@@ -261,7 +262,7 @@ def _build(backbone: Backbone, card: AdapterCard, seed: int, shared: Adapter | N
         head = kind.head(card, width)
     if below is not None:
         head = AnalyticOnTop(below.head, head) if isinstance(head, AnalyticHead) else ResidualHead(below.head, head)
-    return Adapter(card, AdaptedTail(tail, head).eval(), shared)
+    return Adapter(card, AdaptedTail(tail, head).eval(), shared=shared)
 
 
 def _tail_of(backbone: Backbone, card: AdapterCard, below: AdaptedTail | None) -> nn.Module:

@@ -17,6 +17,7 @@ from continual.adapting import (
     Experience,
     adapt,
     measure_auroc,
+    start_learner,
     train_first,
 )
 from continual.backbones import Backbone, load_backbone
@@ -444,16 +445,24 @@ def test_every_task_is_learned_with_every_strategy(tiny: Backbone, tmp_path: Pat
 
 
 @pytest.mark.parametrize("strategy", ["naive", "ewc"])
-def test_the_learner_hands_a_closed_form_on_under_any_strategy(strategy: str) -> None:
-    from continual.learner import Learner
-
+def test_a_closed_form_learns_in_one_step_under_any_strategy(strategy: str) -> None:
     whole = load_backbone("tiny", source="random", image_size=28, blocks=0)
     policy = AdaptationPolicy(adapter="analytic", random_features=16)
     adapter = new_adapter(whole, task=Task.BINARY, classes=("no", "yes"), policy=policy, seed=0)
     embedded = replace(NEW, tokens=NEW.tokens[:, :1].astype(np.float32))
-    learner, told = Learner(adapter, strategy=strategy, policy=policy), []
+    learner, told = start_learner(adapter, strategy=strategy, policy=policy), []
     learner.recall(embedded.select(np.arange(20)))
     losses = learner.learn(embedded.select(np.arange(20, len(NEW))), lambda *epoch: told.append(epoch))
     assert told == [(1, 1, losses[0])]
     assert learner.memory_studies == 0
     assert (measure_auroc(adapter, embedded) or 0) > 0.9
+
+
+def test_gradient_training_refuses_a_closed_form() -> None:
+    from continual.learner import Learner
+
+    whole = load_backbone("tiny", source="random", image_size=28, blocks=0)
+    policy = AdaptationPolicy(adapter="analytic", random_features=16)
+    adapter = new_adapter(whole, task=Task.BINARY, classes=("no", "yes"), policy=policy, seed=0)
+    with pytest.raises(ValueError, match="start it with `start_learner`"):
+        Learner(adapter, strategy="naive", policy=policy)
