@@ -36,7 +36,7 @@ from continual.backbones import Backbone
 from continual.feature_store import FeatureStore, Hashes
 from continual.files import content_sha256, write_atomically
 from continual.outputs import IDENTITY, PREFIX, Outputs
-from continual.plans import AdaptationPolicy
+from continual.policies import AdaptationPolicy
 from monitor.tasks import TASKS, Task
 
 __all__ = ["KINDS", "TRAINING", "Adapter", "AdapterCard", "AdapterRefused", "content_sha256"]

@@ -16,7 +16,7 @@ from continual.analytic_learner import accumulate
 from continual.backbones import Backbone, load_backbone
 from continual.experiences import Experience
 from continual.images import read_image
-from continual.plans import AdaptationPolicy
+from continual.policies import AdaptationPolicy
 from flows.demo_data import describe_images
 from monitor.performance import auroc
 from monitor.tasks import TASKS, Task

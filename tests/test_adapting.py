@@ -22,13 +22,15 @@ from continual.adapting import (
 )
 from continual.backbones import Backbone, load_backbone
 from continual.checkpoints import load_checkpoint
-from continual.plans import AdaptationPolicy, AdaptationRun, EarlyStopping, RunLimits, RunState
+from continual.memory_selection import MemoryPolicy
+from continual.plans import AdaptationRun, RunState
+from continual.policies import AdaptationPolicy, EarlyStopping, RunLimits
 from monitor.tasks import Task
 
 # avalanche 0.6 imports a package that says at import that nobody maintains it; nothing of it is used
 pytestmark = pytest.mark.filterwarnings("ignore:JAXopt is no longer maintained:DeprecationWarning")
 
-POLICY = AdaptationPolicy(epochs=4, learning_rate=3e-3, memory_size=40)
+POLICY = AdaptationPolicy(epochs=4, learning_rate=3e-3, memory=MemoryPolicy(studies=40))
 CLASSES = ("no", "yes")
 DIRECTIONS = np.random.default_rng(99).normal(size=(3, 48))
 
@@ -102,7 +104,7 @@ def test_a_run_tells_what_it_did(champion: Adapter, tmp_path: Path, tiny: Backbo
     assert result.matrix[1] == (measure_auroc(adapter, OLD_OTHERS), measure_auroc(adapter, NEW_OTHERS))
     assert result.matrix[1][1] > result.matrix[0][1]  # type: ignore[operator]
     assert result.n_learned == len(NEW)
-    assert result.memory_studies == (POLICY.memory_size if strategy == "replay" else 0)
+    assert result.memory_studies == (POLICY.memory.studies if strategy == "replay" else 0)
     assert len(result.losses) == POLICY.epochs
     assert result.losses[-1] < result.losses[0]
     assert told[-1][1:] == (4 * POLICY.epochs, 4 * POLICY.epochs)

@@ -30,7 +30,7 @@ from continual.calibrating import (
     unshift_prevalence,
 )
 from continual.outputs import IDENTITY, MIX, Outputs
-from continual.plans import AdaptationPolicy
+from continual.policies import AdaptationPolicy
 from monitor.measures import say_yes
 from monitor.tasks import Task
 
