@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from continual.adapters import Adapter
     from continual.backbones import Backbone
     from continual.experiences import Experience
-    from continual.plans import AdaptationPolicy
+    from continual.policies import AdaptationPolicy
 
 SEEDS = (0, 1, 2)
 MEMORY_SHARE = 0.05
@@ -132,10 +132,11 @@ def learn_stream(training: Training, patients: int | None = None) -> Outcome:
 
 
 def _policy(training: Training, stream: Stream) -> AdaptationPolicy:
-    from continual.plans import AdaptationPolicy
+    from continual.memory_selection import MemoryPolicy
+    from continual.policies import AdaptationPolicy
 
-    size = max(1, round(MEMORY_SHARE * stream.size))
-    return AdaptationPolicy(adapter=training.adapter, blocks=BLOCKS, seed=training.seed, memory_size=size)
+    memory = MemoryPolicy(studies=max(1, round(MEMORY_SHARE * stream.size)))
+    return AdaptationPolicy(adapter=training.adapter, blocks=BLOCKS, seed=training.seed, memory=memory)
 
 
 def _inputs(stream: Stream, kind: str) -> NDArray[Any]:
@@ -196,7 +197,7 @@ def _backbone() -> Backbone:
 
 def code_key() -> str:
     """Hash what shapes a training: the product's files, the default recipe, the streams."""
-    from continual.plans import AdaptationPolicy
+    from continual.policies import AdaptationPolicy
 
     here = Path(__file__).parent
     files = [here.parent / "continual" / f"{name}.py" for name in SHAPING] + [here / "stream_data.py"]

@@ -34,7 +34,7 @@ from continual.adapters import TRAINING, Adapter, new_adapter, score
 from continual.backbones import Backbone, load_backbone
 from continual.experiences import Experience
 from continual.images import read_measured
-from continual.plans import AdaptationPolicy, EarlyStopping
+from continual.policies import AdaptationPolicy, EarlyStopping
 from flows.demo_data import describe_images
 from monitor.performance import auroc
 from monitor.tasks import Task

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from continual.plans import AdapterKind
+from continual.policies import AdapterKind
 from monitor.tasks import Task
 
 FORMAT = 2

@@ -15,7 +15,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from continual.backbones import Backbone
 from continual.feature_store import FeatureStore, Hashes
 from continual.files import content_sha256, write_atomically
 from continual.outputs import IDENTITY, PREFIX, Outputs
-from continual.plans import AdaptationPolicy
+from continual.policies import AdaptationPolicy
 from monitor.tasks import TASKS, Task
 
 __all__ = ["KINDS", "TRAINING", "Adapter", "AdapterCard", "AdapterRefused", "content_sha256"]
@@ -64,6 +64,7 @@ class Adapter:
 
     card: AdapterCard
     network: AdaptedTail
+    _: KW_ONLY
     shared: Adapter | None = None
     outputs: Outputs = IDENTITY
 
@@ -261,7 +262,7 @@ def _build(backbone: Backbone, card: AdapterCard, seed: int, shared: Adapter | N
         head = kind.head(card, width)
     if below is not None:
         head = AnalyticOnTop(below.head, head) if isinstance(head, AnalyticHead) else ResidualHead(below.head, head)
-    return Adapter(card, AdaptedTail(tail, head).eval(), shared)
+    return Adapter(card, AdaptedTail(tail, head).eval(), shared=shared)
 
 
 def _tail_of(backbone: Backbone, card: AdapterCard, below: AdaptedTail | None) -> nn.Module:

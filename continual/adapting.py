@@ -25,7 +25,8 @@ from continual.early_stopping import set_aside, why_not_early
 from continual.experiences import Experience, why_not_learnable
 from continual.forgetting import measure_backward_transfer, measure_forgetting, measure_forward_transfer
 from continual.limits import RunStopped, RunWatch, check_request
-from continual.plans import AdaptationPlan, AdaptationPolicy, AdaptationRun, RunState
+from continual.plans import AdaptationPlan, AdaptationRun, RunState
+from continual.policies import AdaptationPolicy
 from continual.strategy_cards import CARDS
 from monitor.cohorts import binary_labels
 from monitor.performance import auroc

@@ -18,7 +18,7 @@ from scipy.special import log_softmax as log_shares
 from sklearn.isotonic import IsotonicRegression
 
 from continual.outputs import TEMPERATURES, Floats, Outputs, odds_of
-from continual.plans import ThresholdAim
+from continual.policies import ThresholdAim
 from monitor.tasks import TASKS, Task
 
 FOLDS = 5

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from continual.adapters import METADATA_KEY, Adapter
 from continual.experiences import Experience
 from continual.files import write_atomically
-from continual.plans import AdaptationPolicy
+from continual.policies import AdaptationPolicy
 
 SUFFIX = ".checkpoint.safetensors"
 FORMAT = 1

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from continual.experiences import Experience, why_not_learnable
-from continual.plans import EarlyStopping
+from continual.policies import EarlyStopping
 from monitor.tasks import Task
 
 

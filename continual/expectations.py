@@ -26,7 +26,8 @@ from continual.calibrating import (
 )
 from continual.heads import Head, new_head, refit_head
 from continual.outputs import Floats, Outputs
-from continual.plans import AdaptationPolicy, Expectation, ExpectedHarm, Treatment
+from continual.plans import Expectation, ExpectedHarm
+from continual.policies import AdaptationPolicy, Treatment
 from monitor.calibration import recalibrate, score_logit
 from monitor.intervals import Difference, Estimate, Form, draw_both, sum_by_patient
 from monitor.measures import Answers, Basis, estimate, say_yes

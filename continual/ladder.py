@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from continual.label_uses import OpenWorklist, missing_labels, tell_missing
-from continual.plans import AdaptationPolicy, Expectation, ExpectedHarm, RungVerdict, Treatment
+from continual.plans import Expectation, ExpectedHarm, RungVerdict
+from continual.policies import AdaptationPolicy, Treatment
 from monitor.results import DriftKind
 
 OUTPUT_STEPS = (Treatment.RECALIBRATE, Treatment.CORRECT_PREVALENCE, Treatment.MOVE_THRESHOLD)

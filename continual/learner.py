@@ -23,7 +23,7 @@ from continual.checkpoints import StageStanding, part_of, put_weights, under
 from continual.early_stopping import BestSoFar
 from continual.experiences import Experience
 from continual.memory_selection import measure_difficulty
-from continual.plans import AdaptationPolicy
+from continual.policies import AdaptationPolicy
 from continual.strategies import STRATEGIES, Setting
 from continual.study_loop import StudyLoop
 from monitor.cohorts import binary_labels

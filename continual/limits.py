@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
-from continual.plans import AdaptationPolicy, RunLimits
+from continual.policies import AdaptationPolicy, RunLimits
 
 MEGABYTE = 2**20
 LOOK_SECONDS = 0.5

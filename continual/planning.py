@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from continual.ladder import AtHand, Climb, climb
-from continual.plans import AdaptationPlan, AdaptationPolicy, ExpectedHarm, RungVerdict, Treatment
+from continual.plans import AdaptationPlan, ExpectedHarm, RungVerdict
+from continual.policies import AdaptationPolicy, Treatment
 from monitor.results import DriftResult, Harm, Source, Verdict, WindowReport
 
 

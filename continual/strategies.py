@@ -11,7 +11,7 @@ from typing import Any
 
 from continual.adapters import TRAINING, Adapter
 from continual.generative import GenerativeReplay
-from continual.plans import AdaptationPolicy
+from continual.policies import AdaptationPolicy
 from continual.regularisers import Distillation, ElasticWeights, PathIntegral
 from continual.rehearsal import (
     Cumulative,

@@ -20,7 +20,8 @@ from continual.experiences import Experience
 from continual.forgetting import measure_backward_transfer, measure_forgetting, measure_forward_transfer
 from continual.heads import Head, refit_head
 from continual.outputs import Floats
-from continual.plans import AdaptationRun, RunState, Treatment
+from continual.plans import AdaptationRun, RunState
+from continual.policies import Treatment
 from monitor.cohorts import binary_labels
 from monitor.measures import say_yes
 from monitor.tasks import TASKS

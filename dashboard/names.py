@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import datetime, timedelta
 
-from continual.plans import Treatment
+from continual.policies import Treatment
 from monitor.cohorts import Window
 
 METRIC_WORDS = {

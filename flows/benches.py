@@ -13,7 +13,8 @@ from continual.calibrating import Lesson, NotFitted
 from continual.expectations import Bench, expect_ceiling, expect_from_prevalence, expect_steps
 from continual.ladder import AtHand, is_outside
 from continual.memory_store import Memory
-from continual.plans import Expectation, ExpectedHarm, RunState, Treatment
+from continual.plans import Expectation, ExpectedHarm, RunState
+from continual.policies import Treatment
 from continual.treatments import head_of, look_through
 from continual.weights import WeightsRefused
 from flows.labelling import open_worklists

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from continual.plans import AdaptationPlan, AdaptationRun, Treatment
+from continual.plans import AdaptationPlan, AdaptationRun
+from continual.policies import Treatment
 from flows.doctor import Finding
 from flows.kept_screens import show_kept
 from flows.simulating import Simulation

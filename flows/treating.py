@@ -18,7 +18,8 @@ from continual.kept import KeptAndLost
 from continual.limits import RunStopped
 from continual.memory_store import Memory
 from continual.planning import find_drifted, plan_adaptation
-from continual.plans import AdaptationPlan, AdaptationRun, RunState, Treatment
+from continual.plans import AdaptationPlan, AdaptationRun, RunState
+from continual.policies import Treatment
 from continual.retention import StageScores, measure_kept
 from continual.treatments import Order, take_step
 from flows.benches import bench_of, gather, labelled_with_images, remembered, told_prevalence, tried_steps

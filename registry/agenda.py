@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from continual.plans import Treatment
+from continual.policies import Treatment
 from monitor.results import Verdict
 from registry.records import Records
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from math import isfinite
 
-from continual.plans import AdaptationRun, RunState, Treatment
+from continual.plans import AdaptationRun, RunState
+from continual.policies import Treatment
 from registry.comparison import Comparison, HeldOutScores, check_metric, compare
 from registry.decisions import GateCheck, GateDecision, GatePolicy
 from registry.gaps import Gap, compare_gaps

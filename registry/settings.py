@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from continual.backbone_cards import Loading
-from continual.plans import AdaptationPolicy
+from continual.policies import AdaptationPolicy
 from monitor.cohorts import Window
 from monitor.policies import DriftPolicy
 from monitor.tasks import TASKS, Task

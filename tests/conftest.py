@@ -24,7 +24,8 @@ from argon2 import PasswordHasher
 from PIL import Image
 
 from continual.kept import Change, Figure, Flips, KeptAndLost, LearningTriple, Reliability, TaskMatrix
-from continual.plans import AdaptationPlan, AdaptationRun, RunState, Treatment
+from continual.plans import AdaptationPlan, AdaptationRun, RunState
+from continual.policies import Treatment
 from monitor.cohorts import Prediction, Window
 from monitor.reliability import ReliabilityBin
 from monitor.results import (

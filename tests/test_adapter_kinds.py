@@ -16,7 +16,7 @@ from continual.analytic_learner import accumulate
 from continual.backbones import Backbone, load_backbone
 from continual.experiences import Experience
 from continual.images import read_image
-from continual.plans import AdaptationPolicy
+from continual.policies import AdaptationPolicy
 from flows.demo_data import describe_images
 from monitor.performance import auroc
 from monitor.tasks import TASKS, Task
@@ -30,7 +30,7 @@ ADDED = {  # by hand, for width 48, MLP width 96, both blocks
     "norm": 2 * (2 * 2 * 48 + 144 + 48 + 96 + 48) + 2 * 48,  # two norms and four biases a block, the last norm
     "analytic": 0,
 }
-SIZES = {"rank": 4, "bottleneck": 6, "prompts": 3, "random_features": 16}
+SIZES = {"blocks": 2, "rank": 4, "bottleneck": 6, "prompts": 3, "random_features": 16}
 every_kind = pytest.mark.parametrize("kind", list(KINDS))
 every_task = pytest.mark.parametrize("task", list(Task))
 

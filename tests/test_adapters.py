@@ -24,7 +24,7 @@ from continual.adapters import (
 )
 from continual.backbones import Backbone, load_backbone
 from continual.feature_store import FeatureStore
-from continual.plans import AdaptationPolicy
+from continual.policies import AdaptationPolicy
 from monitor.tasks import Task
 
 CLASSES = {Task.BINARY: ("no", "yes"), Task.MULTI_CLASS: ("a", "b", "c"), Task.MULTI_LABEL: ("a", "b", "c")}

@@ -17,17 +17,20 @@ from continual.adapting import (
     Experience,
     adapt,
     measure_auroc,
+    start_learner,
     train_first,
 )
 from continual.backbones import Backbone, load_backbone
 from continual.checkpoints import load_checkpoint
-from continual.plans import AdaptationPolicy, AdaptationRun, EarlyStopping, RunLimits, RunState
+from continual.memory_selection import MemoryPolicy
+from continual.plans import AdaptationRun, RunState
+from continual.policies import AdaptationPolicy, EarlyStopping, RunLimits
 from monitor.tasks import Task
 
 # avalanche 0.6 imports a package that says at import that nobody maintains it; nothing of it is used
 pytestmark = pytest.mark.filterwarnings("ignore:JAXopt is no longer maintained:DeprecationWarning")
 
-POLICY = AdaptationPolicy(epochs=4, learning_rate=3e-3, memory_size=40)
+POLICY = AdaptationPolicy(epochs=4, learning_rate=3e-3, memory=MemoryPolicy(studies=40))
 CLASSES = ("no", "yes")
 DIRECTIONS = np.random.default_rng(99).normal(size=(3, 48))
 
@@ -101,7 +104,7 @@ def test_a_run_tells_what_it_did(champion: Adapter, tmp_path: Path, tiny: Backbo
     assert result.matrix[1] == (measure_auroc(adapter, OLD_OTHERS), measure_auroc(adapter, NEW_OTHERS))
     assert result.matrix[1][1] > result.matrix[0][1]  # type: ignore[operator]
     assert result.n_learned == len(NEW)
-    assert result.memory_studies == (POLICY.memory_size if strategy == "replay" else 0)
+    assert result.memory_studies == (POLICY.memory.studies if strategy == "replay" else 0)
     assert len(result.losses) == POLICY.epochs
     assert result.losses[-1] < result.losses[0]
     assert told[-1][1:] == (4 * POLICY.epochs, 4 * POLICY.epochs)
@@ -444,16 +447,24 @@ def test_every_task_is_learned_with_every_strategy(tiny: Backbone, tmp_path: Pat
 
 
 @pytest.mark.parametrize("strategy", ["naive", "ewc"])
-def test_the_learner_hands_a_closed_form_on_under_any_strategy(strategy: str) -> None:
-    from continual.learner import Learner
-
+def test_a_closed_form_learns_in_one_step_under_any_strategy(strategy: str) -> None:
     whole = load_backbone("tiny", source="random", image_size=28, blocks=0)
     policy = AdaptationPolicy(adapter="analytic", random_features=16)
     adapter = new_adapter(whole, task=Task.BINARY, classes=("no", "yes"), policy=policy, seed=0)
     embedded = replace(NEW, tokens=NEW.tokens[:, :1].astype(np.float32))
-    learner, told = Learner(adapter, strategy=strategy, policy=policy), []
+    learner, told = start_learner(adapter, strategy=strategy, policy=policy), []
     learner.recall(embedded.select(np.arange(20)))
     losses = learner.learn(embedded.select(np.arange(20, len(NEW))), lambda *epoch: told.append(epoch))
     assert told == [(1, 1, losses[0])]
     assert learner.memory_studies == 0
     assert (measure_auroc(adapter, embedded) or 0) > 0.9
+
+
+def test_gradient_training_refuses_a_closed_form() -> None:
+    from continual.learner import Learner
+
+    whole = load_backbone("tiny", source="random", image_size=28, blocks=0)
+    policy = AdaptationPolicy(adapter="analytic", random_features=16)
+    adapter = new_adapter(whole, task=Task.BINARY, classes=("no", "yes"), policy=policy, seed=0)
+    with pytest.raises(ValueError, match="start it with `start_learner`"):
+        Learner(adapter, strategy="naive", policy=policy)

@@ -15,7 +15,8 @@ from continual.adapting import adapt
 from continual.analytic_learner import AnalyticLearner, accumulate, analytic_head, remove, without_sums
 from continual.backbones import Backbone, load_backbone
 from continual.experiences import Experience
-from continual.plans import AdaptationPolicy, RunState
+from continual.plans import RunState
+from continual.policies import AdaptationPolicy
 from continual.ridge import Sums, decompose, solve
 from monitor.tasks import TASKS, Task
 

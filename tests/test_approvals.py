@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from continual.plans import AdaptationPlan, Treatment
+from continual.plans import AdaptationPlan
+from continual.policies import Treatment
 from monitor.cohorts import Window
 from registry.approvals import (
     SignatureRefused,

@@ -31,7 +31,7 @@ from continual.checkpoints import (
 from continual.early_stopping import BestSoFar, set_aside, why_not_early
 from continual.experiences import Experience
 from continual.limits import RunStopped, RunWatch, check_request, check_room, estimate_megabytes, resident_megabytes
-from continual.plans import AdaptationPolicy, EarlyStopping, RunLimits
+from continual.policies import AdaptationPolicy, EarlyStopping, RunLimits
 from monitor.tasks import Task
 
 KEY = RunKey(plan_id="plan-1", model="m", strategy="replay", identity="ab" * 32)

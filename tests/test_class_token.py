@@ -10,7 +10,7 @@ from torch import nn
 from continual.adapters import new_adapter
 from continual.backbones import Tail, load_backbone
 from continual.class_token import class_token_after
-from continual.plans import AdaptationPolicy
+from continual.policies import AdaptationPolicy
 from monitor.tasks import Task
 
 

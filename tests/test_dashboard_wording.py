@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from continual.plans import RunState, Treatment
+from continual.plans import RunState
+from continual.policies import Treatment
 from dashboard.event_wording import EVENT_SENTENCES, EVENT_WORDS, tell_event, tell_move
 from dashboard.names import (
     DETECTOR_WORDS,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from continual.plans import Treatment
+from continual.policies import Treatment
 from flows.demo import ENGINEER, MODEL, OFFICER
 from flows.demo_data import FAST
 from flows.ward import open_ward

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from continual.plans import AdaptationRun, RunState, Treatment
+from continual.plans import AdaptationRun, RunState
+from continual.policies import Treatment
 from registry.comparison import Comparison, HeldOutScores
 from registry.decisions import GateCheck, GateDecision, GatePolicy
 from registry.gaps import Gap, compare_gaps, group_values

@@ -13,7 +13,8 @@ from continual.expectations import Bench, expect_ceiling, expect_from_prevalence
 from continual.heads import Head, new_head, refit_head
 from continual.ladder import AtHand, Climb, climb, is_outside
 from continual.outputs import Outputs
-from continual.plans import AdaptationPolicy, ExpectedHarm, Treatment
+from continual.plans import ExpectedHarm
+from continual.policies import AdaptationPolicy, Treatment
 from monitor.measures import Answers
 from monitor.performance import auroc
 from monitor.results import DriftKind

@@ -18,7 +18,7 @@ from continual.memory_selection import (
     measure_difficulty,
     rank_for_rehearsal,
 )
-from continual.plans import AdaptationPolicy
+from continual.policies import AdaptationPolicy
 
 
 def stage(rows: list[tuple[int, str, int]], *, width: int = 3, seed: int = 0) -> Experience:
@@ -147,15 +147,10 @@ def test_both_limits_hold() -> None:
     assert policy.limit(2**21) == 0
 
 
-def test_a_policy_is_checked_and_the_old_name_is_understood() -> None:
+def test_a_policy_is_checked_and_shapes_a_training() -> None:
     with pytest.raises(ValidationError, match="there is no selection 'newest'"):
         MemoryPolicy(selection="newest")
-    old: Any = {"memory_size": 40}
-    policy = AdaptationPolicy(**old)
-    assert policy.memory_size == policy.memory.studies == 40
-    assert policy.recipe == AdaptationPolicy(memory=MemoryPolicy(studies=40)).recipe
-    assert policy.recipe != AdaptationPolicy().recipe
-    assert policy.model_copy(update={"memory_size": 7}).memory == MemoryPolicy(studies=7)
-    both: Any = {"memory_size": 40, "memory": {"studies": 41}}
-    with pytest.raises(ValidationError, match=r"memory_size is \[adaptation.memory\] studies by now"):
-        AdaptationPolicy(**both)
+    read = AdaptationPolicy.model_validate({"memory": {"studies": 40}})
+    assert read.memory == MemoryPolicy(studies=40)
+    assert read.recipe == AdaptationPolicy(memory=MemoryPolicy(studies=40)).recipe
+    assert read.recipe != AdaptationPolicy().recipe

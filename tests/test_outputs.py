@@ -30,7 +30,7 @@ from continual.calibrating import (
     unshift_prevalence,
 )
 from continual.outputs import IDENTITY, MIX, Outputs
-from continual.plans import AdaptationPolicy
+from continual.policies import AdaptationPolicy
 from monitor.measures import say_yes
 from monitor.tasks import Task
 
@@ -277,21 +277,21 @@ def adapter(tiny: Backbone) -> Adapter:
 def test_the_identity_changes_no_bit_of_a_score_or_of_a_file(adapter: Adapter, tiny: Backbone, tmp_path: Path) -> None:
     tokens = np.random.default_rng(0).normal(size=(9, tiny.card.tokens, tiny.card.width)).astype(np.float16)
     plain = score(adapter, tokens)
-    same = Adapter(adapter.card, adapter.network, Outputs(thresholds=(0.3,)))
+    same = Adapter(adapter.card, adapter.network, outputs=Outputs(thresholds=(0.3,)))
     assert score(same, tokens).tobytes() == plain.tobytes()
     sha256 = save_adapter(adapter, tmp_path)
     assert b"outputs." not in (tmp_path / f"{sha256}.safetensors").read_bytes()
 
 
 def test_outputs_go_into_the_file_and_come_back(adapter: Adapter, tiny: Backbone, tmp_path: Path) -> None:
-    made = Adapter(adapter.card, adapter.network, FULL)
+    made = Adapter(adapter.card, adapter.network, outputs=FULL)
     sha256 = save_adapter(made, tmp_path)
     path = tmp_path / f"{sha256}.safetensors"
     assert sha256 != save_adapter(adapter, tmp_path)
     assert load_adapter(tiny, path, sha256).outputs == FULL
     assert read_outputs(path, sha256) == FULL
     assert made.copy().outputs == FULL
-    wrong = Adapter(adapter.card, adapter.network, Outputs(thresholds=(0.4, 0.5)))
+    wrong = Adapter(adapter.card, adapter.network, outputs=Outputs(thresholds=(0.4, 0.5)))
     bad = save_adapter(wrong, tmp_path)
     with pytest.raises(AdapterRefused, match="need 1 thresholds, one a score column, got 2"):
         load_adapter(tiny, tmp_path / f"{bad}.safetensors", bad)

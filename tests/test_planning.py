@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from continual.ladder import AtHand
 from continual.planning import plan_adaptation
-from continual.plans import AdaptationPlan, AdaptationPolicy, Treatment
+from continual.plans import AdaptationPlan
+from continual.policies import AdaptationPolicy, Treatment
 from monitor.cohorts import Window
 from monitor.results import DriftKind, DriftResult, Harm, Source, Verdict, WindowReport
 

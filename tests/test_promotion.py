@@ -22,7 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import registry.promotion
-from continual.plans import AdaptationPlan, AdaptationRun, RunState, Treatment
+from continual.plans import AdaptationPlan, AdaptationRun, RunState
+from continual.policies import Treatment
 from monitor.cohorts import Cohort, Window
 from monitor.tasks import Task
 from registry.approvals import SignatureRefused, approve, hash_password, reject

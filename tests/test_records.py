@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from continual.plans import AdaptationPlan, AdaptationRun, RunState, Treatment
+from continual.plans import AdaptationPlan, AdaptationRun, RunState
+from continual.policies import Treatment
 from monitor.cohorts import Window
 from monitor.results import DriftKind, DriftResult, Verdict, WindowReport
 from registry.decisions import GateCheck, GateDecision, GatePolicy, Signature

@@ -11,7 +11,7 @@ from continual.adapters import KINDS, Adapter, AdapterRefused, load_adapter, new
 from continual.analytic_learner import accumulate
 from continual.backbones import Backbone, load_backbone
 from continual.experiences import Experience
-from continual.plans import AdaptationPolicy
+from continual.policies import AdaptationPolicy
 from monitor.tasks import Task
 
 CLASSES = ("a", "b", "c")

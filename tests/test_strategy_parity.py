@@ -17,7 +17,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from continual.adapters import Adapter, new_adapter
 from continual.backbones import Backbone, load_backbone
 from continual.experiences import Experience, order_for_rehearsal
-from continual.plans import AdaptationPolicy
+from continual.memory_selection import MemoryPolicy
+from continual.policies import AdaptationPolicy
 from monitor.tasks import Task
 
 # avalanche 0.6 imports a package that says at import that nobody maintains it; nothing of it is used
@@ -28,7 +29,7 @@ POLICY = AdaptationPolicy(
     epochs=3,
     learning_rate=1e-2,
     batch_size=32,
-    memory_size=32,
+    memory=MemoryPolicy(studies=32),
     adapter="head",
     ewc_strength=5.0,
     si_strength=10_000.0,
@@ -167,7 +168,7 @@ def chosen(number: int = 0) -> list[int]:
     experience = STAGES[number]
     generator = np.random.default_rng([POLICY.seed, number])
     ranking = order_for_rehearsal(experience.labels, experience.patient_key, generator)
-    return ranking[: POLICY.memory_size].tolist()
+    return ranking[: POLICY.memory.studies].tolist()
 
 
 def remembered() -> tuple[Tensor, Tensor]:
@@ -225,7 +226,7 @@ def test_replay_is_avalanches_to_the_bit_with_the_same_memory(vectors: Backbone)
 
     ours, peer, free = fresh(vectors), fresh(vectors), fresh(vectors)
     train_ours(ours, "replay")
-    train_peer(peer.network, ReplayPlugin(POLICY.memory_size, storage_policy=Chosen(POLICY.memory_size)))
+    train_peer(peer.network, ReplayPlugin(POLICY.memory.studies, storage_policy=Chosen(POLICY.memory.studies)))
     train_ours(free, "naive")
     assert same(ours.network, peer.network)
     assert not same(ours.network, free.network)
@@ -288,7 +289,7 @@ def test_der_with_labels_is_avalanches_with_the_same_memory(vectors: Backbone) -
         template="DER",
         before_epoch=same_batches,
         prepare=lambda strategy: setattr(strategy, "storage_policy", Chosen()),
-        mem_size=POLICY.memory_size,
+        mem_size=POLICY.memory.studies,
         alpha=POLICY.der_alpha,
         beta=POLICY.der_beta,
     )

@@ -11,14 +11,17 @@ import torch
 from continual.adapters import Adapter, new_adapter
 from continual.backbones import Backbone, load_backbone
 from continual.experiences import Experience
-from continual.plans import AdaptationPolicy
+from continual.memory_selection import MemoryPolicy
+from continual.policies import AdaptationPolicy
 from continual.strategy_cards import CARDS
 from monitor.tasks import Task
 
 # avalanche 0.6 imports a package that says at import that nobody maintains it; nothing of it is used
 pytestmark = pytest.mark.filterwarnings("ignore:JAXopt is no longer maintained:DeprecationWarning")
 
-POLICY = AdaptationPolicy(epochs=4, learning_rate=3e-2, memory_size=20, adapter="head", si_strength=1.0)
+POLICY = AdaptationPolicy(
+    epochs=4, learning_rate=3e-2, memory=MemoryPolicy(studies=20), adapter="head", si_strength=1.0
+)
 each = pytest.mark.parametrize("strategy", list(CARDS))
 
 

@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from continual.adapters import read_outputs
-from continual.plans import RunState, Treatment
+from continual.plans import RunState
+from continual.policies import Treatment
 from flows.doctor import examine
 from flows.ingesting import ingest_export
 from flows.treating import choose, judge, may_climb, name_of, propose, stages_of, treat
