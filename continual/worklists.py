@@ -70,7 +70,7 @@ class WorklistItem:
 class Worklist:
     """What the reading room was asked for, in the order in which it was shown; ``asked`` is how many were wanted.
 
-    ``frame`` counts the studies that the random part was drawn from.
+    ``frame`` counts the studies that the random part was drawn from, ``before`` the model's earlier worklists.
     """
 
     model: str
@@ -81,11 +81,15 @@ class Worklist:
     frame: int
     requested_at: datetime
     items: tuple[WorklistItem, ...]
+    before: int = 0
 
     @property
     def worklist_id(self) -> str:
-        """Identify the worklist by what was asked and when; studies may leave it when a patient is removed."""
-        content = [self.model, [w.key for w in self.windows], self.requested_at.isoformat(), self.asked]
+        """Identify the worklist by what was asked, when, and after how many others.
+
+        Its studies play no part: they may leave it when a patient is removed.
+        """
+        content = [self.model, [w.key for w in self.windows], self.requested_at.isoformat(), self.asked, self.before]
         return "wl-" + hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
     def studies(self, part: Part | None = None) -> frozenset[str]:

@@ -93,6 +93,7 @@ def request_labels(  # noqa: PLR0913 - what a person may say about it
         frame=frame,
         requested_at=at,
         items=items,
+        before=len(before),
     )
     ward.records.save_worklist(worklist, at, actor=by or SYSTEM)
     return _write(ward, worklist, out, pool)

@@ -556,6 +556,7 @@ drifted_windows = 2
 minimum_labels = 20
 epochs = 12
 learning_rate = 0.003
+blocks = 2   # deep enough that training without rehearsal forgets the green images, and the gate refuses it
 head_hold = 1e6   # a head that cannot move: most tests are about training the adapter, the last step before people
 [adaptation.memory]
 studies = 60

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import date
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from continual.calibrating import Lesson
 from continual.expectations import Bench, expect_ceiling, expect_from_prevalence, expect_steps, give_away
 from continual.heads import Head, new_head, refit_head
+from continual.label_uses import OpenWorklist
 from continual.ladder import AtHand, Climb, climb, is_outside
 from continual.outputs import Outputs
 from continual.plans import ExpectedHarm
@@ -173,9 +175,26 @@ def test_too_few_labels_say_how_many_are_missing() -> None:
     few = replace(bench, new=bench.new.select(np.arange(45)))
     climbed = climb((), (), expected(few), POLICY)
     assert climbed.taken is Treatment.WATCH_LONGER
-    assert climbed.lacking == "45 labelled studies to learn from are too few, 60 are asked for; 15 are missing"
+    asked = "request 15 more with `wardround labels request --n 29`, 14 of them to measure by"
+    assert climbed.lacking == f"45 of 60 labels to learn from are there; {asked}"
     told = {verdict.treatment: verdict.sentence for verdict in climbed.verdicts}
     assert told[Treatment.REFIT_HEAD] == "45 labelled studies are too few, 50 are needed"
+    assert told[Treatment.UPDATE_ADAPTER] == "45 labelled studies to learn from are too few, 60 are asked for"
+
+
+def test_labels_on_their_way_are_told_and_not_asked_for_again() -> None:
+    bench = bench_of("appearance", seed=0)
+    few = expected(replace(bench, new=bench.new.select(np.arange(45))))
+    since = date(2026, 3, 2)
+    worklist = OpenWorklist(worklist_id="wl-1", since=since, days=1, asked=20, returned=0, to_learn_from=10)
+    climbed = climb((), (), replace(few, waiting=(worklist,)), POLICY)
+    assert climbed.taken is Treatment.WATCH_LONGER
+    there, coming, asked = climbed.lacking.split("; ")
+    assert there == "45 of 60 labels to learn from are there"
+    assert coming == "10 are on worklist wl-1 since 2026-03-02"
+    assert asked.startswith("request 5 more with `wardround labels request --n ")
+    whole = replace(worklist, to_learn_from=15)
+    assert "request" not in climb((), (), replace(few, waiting=(whole,)), POLICY).lacking
 
 
 LOST = ExpectedHarm(metric="auroc", finding="tumour", loss=0.1, low=0.05, high=0.15, sure=True, patients=80)

@@ -60,8 +60,8 @@ def sql(treated: Any, statement: str, *values: str) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["head", "analytic"])
 def test_a_ward_whose_adapter_reads_embeddings_is_treated_like_any_other(tmp_path: Path, kind: str) -> None:
-    chosen = f'[adaptation]\nadapter = "{kind}"\nblocks = 0\nrandom_features = 16\n'
-    build_small_ward(tmp_path / "ward", SMALL_SETTINGS.replace("[adaptation]\n", chosen))
+    chosen = f'adapter = "{kind}"\nblocks = 0\nrandom_features = 16'
+    build_small_ward(tmp_path / "ward", SMALL_SETTINGS.replace("blocks = 2", chosen))
     treated = SmallWard(directory=tmp_path / "ward")
     treated.live(4)
     ward = treated.ward

@@ -1,6 +1,7 @@
 """Worklists: quotas hold, nobody who is held out is learned from, no study twice, and choosing biases no figure."""
 
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -276,6 +277,12 @@ def test_a_worklist_is_open_until_it_came_back_or_was_given_up() -> None:
     assert waiting_on([one], frozenset({"s0"}), AT) == {"s1", "s2"}
     assert waiting_on([one], frozenset(), AT + timedelta(days=60)) == frozenset()
     assert one.worklist_id != worklist(chosen=2, random=1, at=AT + timedelta(seconds=1)).worklist_id
+
+
+def test_what_a_worklist_is_called_follows_from_what_was_asked_and_not_from_who_is_left_on_it() -> None:
+    one = worklist(chosen=2, random=1)
+    assert replace(one, items=one.items[1:]).worklist_id == one.worklist_id
+    assert replace(one, before=1).worklist_id != one.worklist_id
 
 
 # ---- how many are missing
