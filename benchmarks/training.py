@@ -8,7 +8,7 @@ the AUROC of both is measured on other patients, and their difference with an in
 watched, nothing told, nothing kept. The weights of both are compared bit by bit. Once on those tokens, and once on a
 head over random vectors so small that nothing but the loop itself takes time: the worst there is.
 (c) Seconds and memory of an epoch of a head against the number of cached (random) embeddings.
-Runs of both sides take turns, and medians are told. The full form takes about half an hour on two quiet cores.
+Runs of both sides take turns, and medians are told. The full form takes some minutes on two quiet cores.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def batches(n: int, policy: AdaptationPolicy, epoch: int) -> Iterator[Tensor]:
 
 
 def beside_the_whole_backbone(backbone: Backbone, fast: bool) -> tuple[list[Case], Experience]:
-    epochs, runs, count = (1, 1, 96) if fast else (6, 3, 500)
+    epochs, runs, count = (1, 1, 96) if fast else (6, 3, 300)
     policy = AdaptationPolicy(epochs=epochs, early_stopping=WHOLE)
     learning, judging = draw_slices(count, backbone)
     took = seconds(lambda: cached(learning, backbone, "learning"))
@@ -304,12 +304,12 @@ def main() -> None:
     told: dict[str, Any] = {"command": command, "note": note, "fast": fast}
     cases = measure_loops(fast)
     record("training", cases, **told)
-    cases += against_the_number((1_000, 10_000, 100_000) if fast else (10_000, 100_000, 1_000_000))
+    cases += against_the_number((1_000, 10_000, 100_000) if fast else (10_000, 100_000))
     record("training", cases, **told)
 
 
 def measure_loops(fast: bool) -> list[Case]:
-    backbone = load_backbone(BACKBONE, source=SOURCE)
+    backbone = load_backbone(BACKBONE, source=SOURCE, blocks=AdaptationPolicy().blocks)
     cases, experience = beside_the_whole_backbone(backbone, fast)
     policy = AdaptationPolicy(epochs=1 if fast else 3, early_stopping=WHOLE)
     adapter = new_adapter(backbone, task=Task.BINARY, classes=CLASSES, policy=policy, seed=0)

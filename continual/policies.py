@@ -100,7 +100,7 @@ class AdaptationPolicy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    strategies: tuple[str, ...] = ("naive", "replay", "ewc")
+    strategies: tuple[str, ...] = ("replay_lwf", "replay", "lwf")
     drifted_windows: int = Field(2, ge=1, description="consecutive windows with DRIFT before a plan is made")
     minimum_labels: int = Field(60, ge=2, description="labelled studies that updating the adapter needs")
     labels_to_recalibrate: int = Field(

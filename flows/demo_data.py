@@ -6,7 +6,7 @@ code is not imported. The data set names no patient and no scanner. Two honest s
 - near-duplicates (correlation of 32 x 32 thumbnails above 0.98) form groups, and a group is the
   patient: splitting images of one group would make every figure a lie;
 - the longer native side tells the web sources apart that the set was collected from. They are called
-  *source proxies*, never sites. The story's first source is everything over 300 px, the second the rest.
+  *source proxies*, never sites. The story's first source is everything up to 300 px, the second the rest.
 
 A near-duplicate group has up to 21 slices; the story takes at most four of each, so that few patients
 do not speak for all.
@@ -35,7 +35,7 @@ THUMBNAIL = 32
 SAME_PATIENT = 0.98
 SIDE_EDGES = (231, 301, 501)
 SOURCES = ("up to 230 px", "231-300 px", "301-500 px", "over 500 px")
-HOME, ARRIVING = SOURCES[2:], SOURCES[:2]
+HOME, ARRIVING = SOURCES[:2], SOURCES[2:]
 FIRST_WEEK = datetime(2026, 3, 30, tzinfo=UTC)
 HISTORY = Window(start=datetime(2026, 1, 5, tzinfo=UTC), end=FIRST_WEEK)
 WEEK = timedelta(days=7)
@@ -56,9 +56,9 @@ class Story:
 
     quiet_weeks: int = 4
     arriving_weeks: int = 6
-    history_patients: int = 330
-    patients_a_week: int = 50
-    arriving_patients_a_week: int = 66
+    history_patients: int = 250
+    patients_a_week: int = 39
+    arriving_patients_a_week: int = 85
     slices_a_patient: int = 4
     seed: int = 20261124
 

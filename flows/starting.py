@@ -44,7 +44,7 @@ online_detectors = []             # between windows: alibi_online_mmd, alibi_onl
 alibi_detect = true               # Business Source License: production use needs a licence from its maker
 
 [adaptation]
-strategies = ["naive", "replay", "ewc"]
+strategies = ["replay_lwf", "replay", "lwf"]   # `wardround adapt --help` tells what each is for
 drifted_windows = 2               # consecutive drifted windows before a treatment is planned
 
 [adaptation.memory]               # what is kept of the past, so that a new adapter does not forget; no images
