@@ -18,6 +18,11 @@ def content_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def partials_of(name: str) -> str:
+    """Give the pattern of what a process that was killed while it wrote a file of this name may have left beside it."""
+    return f".{name}.*.partial"
+
+
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a file so that a reader, or a process killed at any moment, sees all of it or none.
 
@@ -27,7 +32,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
         OSError: the disk is full or the folder may not be written; nothing is left at ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f".{path.name}.{uuid4().hex}.partial"
+    partial = path.parent / partials_of(path.name).replace("*", uuid4().hex)
     try:
         with partial.open("wb") as file:
             file.write(content)

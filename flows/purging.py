@@ -284,7 +284,7 @@ def _from_checkpoints(ward: Ward, subject: Subject, actor: str, at: datetime) ->
     """Take away trainings that were interrupted: what they had seen so far is another stream than that without."""
     if not subject.studies:
         return 0
-    return _remove_files(ward.settings.directory.rglob("*.checkpoint.safetensors"))
+    return _remove_files(ward.settings.directory.rglob("*.checkpoint.safetensors*"))  # half-written ones too
 
 
 def _from_worklists(ward: Ward, subject: Subject, actor: str, at: datetime) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from continual.checkpoints import SUFFIX, Checkpoint, RunKey, read_key, save_checkpoint
+from continual.files import partials_of
 from continual.plans import AdaptationPlan
 from flows.ward import Ward
 
@@ -46,8 +47,9 @@ def find_unfinished(ward: Ward) -> list[Unfinished]:
 
 
 def forget_checkpoints(ward: Ward, plan: AdaptationPlan, strategy: str) -> None:
-    """Remove the checkpoint of a training that has ended, and those of the same under other recipes."""
-    for path in _folder(ward).glob(f"{plan.plan_id}-*-{strategy}-*{SUFFIX}"):
+    """Remove the checkpoint of a training that has ended, those of the same under other recipes, and halves of them."""
+    name = f"{plan.plan_id}-*-{strategy}-*{SUFFIX}"
+    for path in (*_folder(ward).glob(name), *_folder(ward).glob(partials_of(name))):
         path.unlink(missing_ok=True)
 
 

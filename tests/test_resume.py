@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from continual.checkpoints import load_checkpoint
+from continual.checkpoints import SUFFIX, load_checkpoint
 from continual.plans import AdaptationRun, RunState
 from flows.ward import open_ward
 from registry.settings import FILE_NAME
@@ -28,8 +28,7 @@ pytestmark = [
     pytest.mark.timeout(1800),
 ]
 
-STRATEGIES = ["naive", "replay", "ewc"]
-KILLS = 12
+KILLS = {"replay": 12, "naive": 5, "ewc": 5, "si": 5, "agem": 5}
 MODEL = "bright-left"
 # imports Avalanche once, then trains in a process of its own whenever told to: importing takes longer than training
 SERVER = """
@@ -125,7 +124,8 @@ def runs_of(home: Path) -> dict[str, AdaptationRun]:
 
 
 def checkpoints_of(home: Path) -> list[Path]:
-    return sorted((home / "checkpoints").glob("*"))
+    """List whole checkpoints; a write that was killed may have left half of one beside them."""
+    return sorted((home / "checkpoints").glob(f"*{SUFFIX}"))
 
 
 def is_untouched(home: Path, planned: Path) -> bool:
@@ -135,9 +135,9 @@ def is_untouched(home: Path, planned: Path) -> bool:
     return before == after and (home / name).read_bytes() == (planned / name).read_bytes()
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("strategy", "wanted"), KILLS.items())
 def test_killed_at_random_moments_and_resumed_it_is_the_same_adapter(
-    trainer: Trainer, planned: Path, tmp_path: Path, strategy: str
+    trainer: Trainer, planned: Path, tmp_path: Path, strategy: str, wanted: int
 ) -> None:
     calm, plan_id = Path(shutil.copytree(planned, tmp_path / "calm")), plan_of(planned)
     began = time.perf_counter()
@@ -146,7 +146,7 @@ def test_killed_at_random_moments_and_resumed_it_is_the_same_adapter(
     undisturbed = runs_of(calm)[strategy]
     assert undisturbed.state is RunState.FINISHED
     chance, kills, later = random.Random(strategy), 0, 0
-    while kills < KILLS:
+    while kills < wanted:
         home = Path(shutil.copytree(planned, tmp_path / f"killed-{kills}"))
         words, code = (plan_id, strategy), -9
         for _ in range(4):
@@ -158,9 +158,10 @@ def test_killed_at_random_moments_and_resumed_it_is_the_same_adapter(
             assert trainer.train(home, *words) == 0
         assert runs_of(home)[strategy] == undisturbed
         assert is_untouched(home, planned)
-        assert not checkpoints_of(home)
+        assert not list((home / "checkpoints").iterdir()), "nothing is left behind, not even by a write that was killed"
         shutil.rmtree(home)
-    assert later >= KILLS // 3, "hardly ever was there an epoch to go on from: the test proves nothing"
+    print("TIMES", strategy, f"took {took:.2f} whole {time.perf_counter() - began:.1f} kills {kills} later {later}")
+    assert later >= wanted // 3, "hardly ever was there an epoch to go on from: the test proves nothing"
 
 
 def test_what_was_announced_is_finished_though_it_never_began(trainer: Trainer, planned: Path, tmp_path: Path) -> None:
