@@ -44,7 +44,7 @@ def learn(strategy: str, kind: str, studies: int, stages: int, memory: int) -> t
     from continual.backbones import load_backbone
     from continual.experiences import Experience
     from continual.memory_selection import MemoryPolicy
-    from continual.plans import AdaptationPolicy
+    from continual.policies import AdaptationPolicy
     from monitor.tasks import Task
 
     torch.set_num_threads(1)

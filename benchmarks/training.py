@@ -260,7 +260,7 @@ def measure_epoch(count: int) -> tuple[float, float]:
     code = (
         "from pathlib import Path\n"
         "from benchmarks import training, results\n"
-        "from continual.plans import AdaptationPolicy, EarlyStopping\n"
+        "from continual.policies import AdaptationPolicy, EarlyStopping\n"
         "def told(name):\n"
         "    lines = Path('/proc/self/status').read_text().splitlines()\n"
         "    return int(next(line.split()[1] for line in lines if line.startswith(name)))\n"
