@@ -9,7 +9,8 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from continual.adapters import SUFFIX, Adapter, new_adapter, save_adapter, score
+from continual.adapter_files import SUFFIX, save_adapter
+from continual.adapters import Adapter, new_adapter, score
 from continual.analytic_learner import AnalyticLearner
 from continual.backbones import Backbone
 from continual.checkpoints import (
