@@ -30,11 +30,12 @@ from torch import Tensor, nn
 
 from benchmarks.results import Case, growth_case, record, seconds
 from benchmarks.worlds import BACKBONE, SOURCE
-from continual.adapters import TRAINING, Adapter, new_adapter, score
+from continual.adapters import Adapter, new_adapter, score
 from continual.backbones import Backbone, load_backbone
 from continual.experiences import Experience
 from continual.images import read_measured
 from continual.policies import AdaptationPolicy, EarlyStopping
+from continual.task_training import TRAINING
 from flows.demo_data import describe_images
 from monitor.performance import auroc
 from monitor.tasks import Task

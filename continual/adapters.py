@@ -13,36 +13,28 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import struct
-from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
-from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor, nn
-from torch.nn import functional
 
-from continual.adapter_card import FORMAT, AdapterCard, Reads
+from continual.adapter_card import AdapterCard, Reads
 from continual.adapter_kinds import KINDS
 from continual.adapter_parts import CachedEmbedding, ResidualHead
-from continual.analytic import AnalyticHead, AnalyticOnTop, fits, keep_once
+from continual.analytic import AnalyticHead, AnalyticOnTop, keep_once
 from continual.backbones import Backbone
 from continual.feature_store import FeatureStore, Hashes
-from continual.files import content_sha256, write_atomically
-from continual.outputs import IDENTITY, PREFIX, Outputs
+from continual.outputs import IDENTITY, Outputs
 from continual.policies import AdaptationPolicy
+from continual.task_training import TRAINING
 from monitor.tasks import TASKS, Task
 
-__all__ = ["KINDS", "TRAINING", "Adapter", "AdapterCard", "AdapterRefused", "content_sha256"]
+__all__ = ["KINDS", "Adapter", "AdapterCard", "AdapterRefused"]
 
-SUFFIX = ".safetensors"
-MAXIMUM_BYTES = 256 * 2**20
 METADATA_KEY = "wardround"
 BATCH = 64
 BATCH_OF_EMBEDDINGS = 4096
@@ -129,76 +121,6 @@ class AdaptedTail(nn.Module):
         }
 
 
-# --- everything that depends on the task ------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskTraining:
-    """How a task's logits become probabilities, and its loss of logits and labels (NaN: not counted).
-
-    ``columns`` says of which score columns labels (n, label columns) speak, given how many there are.
-    ``distance`` is how far answers are from earlier ones of the same columns, both as logits.
-    """
-
-    activate: Callable[[Tensor], Tensor]
-    loss: Callable[[Tensor, Tensor], Tensor]
-    columns: Callable[[Tensor, int], Tensor]
-    distance: Callable[[Tensor, Tensor], Tensor]
-
-
-def _yes_no_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    known = ~labels.isnan()
-    return functional.binary_cross_entropy_with_logits(logits[known], labels[known].to(logits.dtype))
-
-
-def _one_of_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    known = ~labels[:, 0].isnan()
-    return functional.cross_entropy(logits[known], labels[known, 0].long())
-
-
-TEMPERATURE = 2.0
-"""How far answers are softened before they are compared, as Li and Hoiem 2016 do."""
-
-
-def _yes_no_distance(logits: Tensor, earlier: Tensor) -> Tensor:
-    """Average the Kullback-Leibler divergence of each answer from the earlier one, both softened."""
-    earlier = torch.sigmoid(earlier / TEMPERATURE)
-    apart = functional.binary_cross_entropy_with_logits(logits / TEMPERATURE, earlier)
-    return apart - functional.binary_cross_entropy(earlier, earlier)
-
-
-def _one_of_distance(logits: Tensor, earlier: Tensor) -> Tensor:
-    """Average the Kullback-Leibler divergence of each study's answer from the earlier one, both softened."""
-    said = torch.log_softmax(logits / TEMPERATURE, dim=1)
-    return functional.kl_div(said, torch.softmax(earlier / TEMPERATURE, dim=1), reduction="batchmean")
-
-
-def _given_classes(labels: Tensor, columns: int) -> Tensor:
-    known = labels[~labels.isnan()].long()
-    return torch.bincount(known, minlength=columns) > 0
-
-
-YES_NO = TaskTraining(
-    activate=torch.sigmoid,
-    loss=_yes_no_loss,
-    columns=lambda labels, columns: ~labels.isnan().all(dim=0),
-    distance=_yes_no_distance,
-)
-TRAINING: dict[Task, TaskTraining] = {
-    Task.BINARY: YES_NO,
-    Task.MULTI_CLASS: TaskTraining(
-        activate=lambda logits: torch.softmax(logits, dim=1),
-        loss=_one_of_loss,
-        columns=_given_classes,
-        distance=_one_of_distance,
-    ),
-    Task.MULTI_LABEL: YES_NO,
-}
-
-
-# --- making, scoring, keeping ----------------------------------------------------------------------
-
-
 def new_adapter(
     backbone: Backbone, *, task: Task, classes: tuple[str, ...], policy: AdaptationPolicy, seed: int
 ) -> Adapter:
@@ -208,7 +130,7 @@ def new_adapter(
         ValueError: more blocks than the backbone stores tokens for, or blocks that the kind cannot change.
     """
     card = _card_of(backbone, policy, task=task, classes=classes, reads=KINDS[policy.adapter].reads)
-    return _build(backbone, card, seed)
+    return build(backbone, card, seed)
 
 
 def stack(shared: Adapter, backbone: Backbone, *, policy: AdaptationPolicy, seed: int) -> Adapter:
@@ -224,7 +146,7 @@ def stack(shared: Adapter, backbone: Backbone, *, policy: AdaptationPolicy, seed
     """
     if shared.shared is not None:
         raise ValueError("a site's adapter stands on a shared one, not on another site's; stack on the shared one")
-    _check_backbone(shared.card, backbone, "the shared adapter")
+    check_backbone(shared.card, backbone, "the shared adapter")
     reads = "tokens" if "tokens" in (shared.card.reads, KINDS[policy.adapter].reads) else "embedding"
     card = _card_of(
         backbone,
@@ -234,7 +156,7 @@ def stack(shared: Adapter, backbone: Backbone, *, policy: AdaptationPolicy, seed
         reads=reads,
         shared_sha256=hashlib.sha256(serialise(shared)).hexdigest(),
     )
-    return _build(backbone, card, seed, shared)
+    return build(backbone, card, seed, shared)
 
 
 def _card_of(backbone: Backbone, policy: AdaptationPolicy, **told: Any) -> AdapterCard:
@@ -249,7 +171,12 @@ def _card_of(backbone: Backbone, policy: AdaptationPolicy, **told: Any) -> Adapt
     )
 
 
-def _build(backbone: Backbone, card: AdapterCard, seed: int, shared: Adapter | None = None) -> Adapter:
+def build(backbone: Backbone, card: AdapterCard, seed: int, shared: Adapter | None = None) -> Adapter:
+    """Build the untrained adapter that a card describes; the same seed, the same bytes.
+
+    Raises:
+        ValueError: the kind cannot change the blocks that the card names.
+    """
     kind, width = KINDS[card.kind], backbone.card.width
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -303,24 +230,6 @@ def score(adapter: Adapter, inputs: Inputs) -> NDArray[np.float64]:
     return scores
 
 
-def save_adapter(adapter: Adapter, directory: Path) -> str:
-    """Write DIRECTORY/<sha256>.safetensors and its card beside it as JSON; returns the sha256.
-
-    The same adapter gives the same bytes; a file appears whole or not at all. Of a site's adapter the
-    shared one below is a file of its own.
-
-    Raises:
-        ValueError: a learned number is not finite.
-        OSError: the disk is full or the folder may not be written.
-    """
-    content = serialise(adapter)
-    sha256 = hashlib.sha256(content).hexdigest()
-    beside = adapter.card.model_dump(mode="json") | {"sha256": sha256, "parameters": adapter.trainable_parameters}
-    write_atomically(directory / f"{sha256}.json", json.dumps(beside, indent=2, sort_keys=True).encode())
-    write_atomically(directory / f"{sha256}{SUFFIX}", content)
-    return sha256
-
-
 def serialise(adapter: Adapter) -> bytes:
     """Give the bytes of an adapter's file.
 
@@ -335,111 +244,14 @@ def serialise(adapter: Adapter) -> bytes:
     return safetensors.save(tensors, {METADATA_KEY: card})
 
 
-def load_adapter(backbone: Backbone, path: Path, expected_sha256: str) -> Adapter:
-    """Load an adapter onto its backbone, after proving that it is the one meant and nothing else.
-
-    Checked in this order: size, hash, card, backbone, tensor names, shapes and types, finite numbers. The
-    shared adapter below a site's is loaded from the same folder, by the hash on the card, and checked as well.
+def check_backbone(card: AdapterCard, backbone: Backbone, what: str) -> None:
+    """Refuse an adapter of another backbone.
 
     Raises:
-        AdapterRefused: a check failed.
+        AdapterRefused: it was trained on other features.
     """
-    card, tensors = _parse(path, _read_checked(path, expected_sha256))
-    _check_backbone(card, backbone, path.name)
-    adapter = _build_for(backbone, card, path)
-    outputs = _outputs_of(card, tensors, path)
-    _fill(adapter, {name: value for name, value in tensors.items() if not name.startswith(PREFIX)}, path)
-    return replace(adapter, outputs=outputs)
-
-
-def read_outputs(path: Path, expected_sha256: str) -> Outputs:
-    """Read what an adapter's file says of its outputs, without its backbone.
-
-    Raises:
-        AdapterRefused: the file is not the one meant, or no adapter.
-    """
-    card, tensors = _parse(path, _read_checked(path, expected_sha256))
-    return _outputs_of(card, tensors, path)
-
-
-def _read_checked(path: Path, expected_sha256: str) -> bytes:
-    content = _read(path)
-    if (found := hashlib.sha256(content).hexdigest()) != expected_sha256:
-        raise AdapterRefused(
-            f"{path.name} has sha256 {found[:12]}…, expected {expected_sha256[:12]}…: the file was changed; "
-            "restore it from MLflow's artifacts or a backup"
-        )
-    return content
-
-
-def _outputs_of(card: AdapterCard, tensors: dict[str, Tensor], path: Path) -> Outputs:
-    try:
-        outputs = Outputs.of_tensors({n: value.numpy() for n, value in tensors.items() if n.startswith(PREFIX)})
-        outputs.check_for(card.task, TASKS[card.task].score_columns(card.classes))
-    except ValueError as error:
-        raise AdapterRefused(f"{path.name} cannot be used: {error}") from None
-    return outputs
-
-
-def _build_for(backbone: Backbone, card: AdapterCard, path: Path) -> Adapter:
-    """Build what a card promises; a card that its backbone cannot carry is refused."""
-    shared = None
-    if below := card.shared_sha256:
-        shared = load_adapter(backbone, path.parent / f"{below}{SUFFIX}", below)
-        if shared.shared is not None:
-            raise AdapterRefused(f"{path.name} stands on another site's adapter; only a shared one can carry it")
-        if (shared.card.task, shared.card.classes) != (card.task, card.classes):
-            raise AdapterRefused(f"{path.name} answers other questions than the shared adapter that it names")
-    try:
-        return _build(backbone, card, seed=0, shared=shared)
-    except ValueError as error:
-        raise AdapterRefused(f"{path.name} cannot be built: {error}") from None
-
-
-def _check_backbone(card: AdapterCard, backbone: Backbone, what: str) -> None:
     if card.feature_key != backbone.card.feature_key:
         raise AdapterRefused(
             f"{what} was trained on backbone {card.backbone} ({card.feature_key}), "
             f"not on {backbone.card.name} ({backbone.card.feature_key}); restore the [backbone] settings of its time"
         )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if (size := path.stat().st_size) > MAXIMUM_BYTES:
-            raise AdapterRefused(f"{path.name} has {size} bytes, at most {MAXIMUM_BYTES} are allowed")
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise AdapterRefused(f"{path} does not exist; restore it from MLflow's artifacts or a backup") from None
-
-
-def _parse(path: Path, content: bytes) -> tuple[AdapterCard, dict[str, Tensor]]:
-    try:
-        tensors = safetensors.load(content)
-        (length,) = struct.unpack_from("<Q", content)
-        told = json.loads(content[8 : 8 + length]).get("__metadata__", {})[METADATA_KEY]
-        _check_format(path, json.loads(told))
-        return AdapterCard.model_validate_json(told), tensors
-    except AdapterRefused:
-        raise
-    except (SafetensorError, ValidationError, KeyError, ValueError) as error:
-        raise AdapterRefused(f"{path.name} is no adapter of Wardround: {error}") from None
-
-
-def _check_format(path: Path, card: Any) -> None:
-    if isinstance(card, dict) and isinstance(found := card.get("format"), int) and found != FORMAT:
-        raise AdapterRefused(
-            f"{path.name} has format {found}, this version of Wardround reads format {FORMAT}; load it with the "
-            "version that wrote it, or train it again and install it with `wardround promote --first FILE`"
-        )
-
-
-def _fill(adapter: Adapter, tensors: dict[str, Tensor], path: Path) -> None:
-    expected = adapter.network.stored()
-    if tensors.keys() != expected.keys() or not all(fits(name, tensors[name], expected[name]) for name in expected):
-        raise AdapterRefused(f"{path.name} does not hold the tensors that its card promises")
-    if not all(value.isfinite().all() for value in tensors.values()):
-        raise AdapterRefused(f"{path.name} holds numbers that are not finite")
-    with torch.no_grad():
-        for name, value in expected.items():
-            value.copy_(tensors[name])

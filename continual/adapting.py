@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from continual.adapters import SUFFIX, Adapter, new_adapter, save_adapter, score
+from continual.adapter_files import SUFFIX, save_adapter
+from continual.adapters import Adapter, new_adapter, score
 from continual.analytic_learner import AnalyticLearner
 from continual.backbones import Backbone
 from continual.checkpoints import (
-    Checkpoint,
-    RunKey,
-    StageStanding,
-    identify,
-    load_checkpoint,
     put_weights,
-    save_checkpoint,
 )
 from continual.early_stopping import set_aside, why_not_early
 from continual.experiences import Experience, why_not_learnable
-from continual.forgetting import measure_backward_transfer, measure_forgetting, measure_forward_transfer
-from continual.limits import RunStopped, RunWatch, check_request
+from continual.limits import RunStopped, check_request
 from continual.plans import AdaptationPlan, AdaptationRun, RunState
 from continual.policies import AdaptationPolicy
 from continual.strategy_cards import CARDS
+from continual.training_course import Course, Progress, Training, begin, put_on_record
 from monitor.cohorts import binary_labels
 from monitor.performance import auroc
 from monitor.tasks import Task
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from continual.learner import Learner
 
 __all__ = [
@@ -47,8 +39,6 @@ __all__ = [
     "train_first",
 ]
 
-Progress = Callable[[str, int, int], None]
-"""Told what is going on, how much of it is done, and out of how much."""
 TELL_SECONDS = 0.25
 KEEPING_AT_MOST = 20
 """A checkpoint waits for so many times as long as the last one took to write: at most a twentieth goes there."""
@@ -99,7 +89,7 @@ def adapt(  # noqa: PLR0913 - the plan's own words, each needed, none of them be
     """
     stream = [experience.labelled() for experience in stream]
     _check_stages(stream, evaluation, learned)
-    course = _Course(
+    course = Course(
         start=start,
         stream=stream,
         evaluation=evaluation,
@@ -109,14 +99,14 @@ def adapt(  # noqa: PLR0913 - the plan's own words, each needed, none of them be
         progress=progress,
         checkpoint=checkpoint,
     )
-    training = _begin(course, plan_id=plan_id, model=model)
+    training = begin(course, plan_id=plan_id, model=model)
     state, reason, sha256 = RunState.FINISHED, "", ""
     try:
         _learn_stream(training)
         sha256 = save_adapter(training.adapter, directory)
     except KeyboardInterrupt:
         reason = f"a person stopped it {training.tell_place()}; `wardround adapt --resume` goes on after the last epoch"
-        raise AdaptationInterrupted(_record(training, RunState.STOPPED, reason)) from None
+        raise AdaptationInterrupted(put_on_record(training, RunState.STOPPED, reason)) from None
     except RunStopped as error:
         state, reason = RunState.STOPPED, str(error)
     except (AdaptationFailed, ArithmeticError) as error:
@@ -125,7 +115,7 @@ def adapt(  # noqa: PLR0913 - the plan's own words, each needed, none of them be
         state, reason = RunState.STOPPED, _tell_out_of_memory(error, policy)
     except OSError as error:
         state, reason = RunState.STOPPED, _tell_not_written(error, training)
-    run = _record(training, state, reason, sha256)
+    run = put_on_record(training, state, reason, sha256)
     return (training.adapter if state is RunState.FINISHED else start), run
 
 
@@ -145,7 +135,7 @@ def train_first(  # noqa: PLR0913 - as adapt
         AdaptationFailed: nothing can be learned from the experience, the loss or the gradient runs away, or a
             limit of the policy is reached.
     """
-    course = _Course(
+    course = Course(
         start=new_adapter(backbone, task=task, classes=classes, policy=policy, seed=policy.seed),
         stream=[experience.labelled()],
         evaluation=[],
@@ -155,7 +145,7 @@ def train_first(  # noqa: PLR0913 - as adapt
         progress=progress,
         checkpoint=None,
     )
-    training = _begin(course, plan_id="", model="")
+    training = begin(course, plan_id="", model="")
     try:
         _learn_stream(training)
     except (RunStopped, ArithmeticError) as error:
@@ -167,7 +157,7 @@ def not_begun(
     start: Adapter, plan: AdaptationPlan, *, strategy: str, policy: AdaptationPolicy, stages: tuple[str, ...], why: str
 ) -> AdaptationRun:
     """Put on record a run that could not begin, for a reason that can be cured: it is STOPPED."""
-    course = _Course(
+    course = Course(
         start=start,
         stream=[],
         evaluation=[],
@@ -177,7 +167,7 @@ def not_begun(
         progress=lambda what, done, total: None,
         checkpoint=None,
     )
-    run = _record(_begin(course, plan_id=plan.plan_id, model=plan.model), RunState.STOPPED, why)
+    run = put_on_record(begin(course, plan_id=plan.plan_id, model=plan.model), RunState.STOPPED, why)
     return replace(run, experiences=stages)
 
 
@@ -190,81 +180,7 @@ def measure_auroc(adapter: Adapter, experience: Experience) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Course:
-    """What is to be learned, from where and how."""
-
-    start: Adapter
-    stream: Sequence[Experience]
-    evaluation: Sequence[Experience]
-    learned: int
-    strategy: str
-    policy: AdaptationPolicy
-    progress: Progress
-    checkpoint: Path | None
-
-
-@dataclass(slots=True)
-class _Training:
-    """What a training has come to so far; ``measured`` are rows of the matrix, ``losses`` of finished stages."""
-
-    course: _Course
-    key: RunKey
-    adapter: Adapter
-    watch: RunWatch
-    earlier: Checkpoint
-    measured: list[list[float | None]] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    finished: list[dict[str, Tensor]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    memory_studies: int = 0
-    n_learned: int = 0
-    place: str = ""
-    kept_at: float = -math.inf
-    keeping_took: float = 0.0
-
-    def tell_place(self) -> str:
-        """Say how far it has come."""
-        return self.place or "before the first epoch"
-
-    def keep(self, standing: StageStanding | None) -> None:
-        """Write the checkpoint."""
-        if self.course.checkpoint is not None:
-            checkpoint = Checkpoint(
-                key=self.key,
-                seconds=self.watch.seconds,
-                losses=tuple(self.losses),
-                matrix=tuple(map(tuple, self.measured)),
-                notes=tuple(self.notes),
-                finished=tuple(self.finished),
-                standing=standing,
-            )
-            began = monotonic()
-            save_checkpoint(checkpoint, self.course.checkpoint)
-            self.kept_at = monotonic()
-            self.keeping_took = self.kept_at - began
-
-
-def _begin(course: _Course, *, plan_id: str, model: str) -> _Training:
-    """Look for an earlier part of the same run."""
-    identity, found = "", None
-    if course.checkpoint is not None:
-        identity = identify(
-            course.start,
-            stream=course.stream,
-            evaluation=course.evaluation,
-            learned=course.learned,
-            strategy=course.strategy,
-            policy=course.policy,
-        )
-        found = load_checkpoint(course.checkpoint)
-    key = RunKey(plan_id=plan_id, model=model, strategy=course.strategy, identity=identity)
-    earlier = found if found is not None and found.key == key else Checkpoint(key=key)
-    watch = RunWatch(course.policy.limits, earlier.seconds)
-    return _Training(course, key, course.start.copy(), watch, earlier)
-
-
-def _learn_stream(training: _Training) -> None:
+def _learn_stream(training: Training) -> None:
     """Show the learned stages, learn the others, and measure a row of the matrix after each."""
     course, earlier = training.course, training.earlier
     if earlier.standing is None:
@@ -306,7 +222,7 @@ def start_learner(adapter: Adapter, *, strategy: str, policy: AdaptationPolicy) 
     return Learner(adapter, strategy=strategy, policy=policy)
 
 
-def _learn_stage(training: _Training, learner: Learner | AnalyticLearner, number: int, experience: Experience) -> None:
+def _learn_stage(training: Training, learner: Learner | AnalyticLearner, number: int, experience: Experience) -> None:
     """Learn the ``number``-th new stage; what was finished before the run was resumed is only shown again."""
     course, earlier, card = training.course, training.earlier, training.adapter.card
     if reason := why_not_learnable(experience, card.task, card.classes):
@@ -336,7 +252,7 @@ def _learn_stage(training: _Training, learner: Learner | AnalyticLearner, number
     training.measured.append(_measure(training))
 
 
-def _learn_at_once(training: _Training, learner: AnalyticLearner, experience: Experience) -> None:
+def _learn_at_once(training: Training, learner: AnalyticLearner, experience: Experience) -> None:
     """Learn a stage in closed form: there is nothing to stop early, and nothing that a checkpoint would save."""
     course = training.course
     training.n_learned += len(experience)
@@ -345,11 +261,11 @@ def _learn_at_once(training: _Training, learner: AnalyticLearner, experience: Ex
     training.measured.append(_measure(training))
 
 
-def _measure(training: _Training) -> list[float | None]:
+def _measure(training: Training) -> list[float | None]:
     return [measure_auroc(training.adapter, each) for each in training.course.evaluation]
 
 
-def _end_epoch(training: _Training, learner: Learner, place: str) -> None:
+def _end_epoch(training: Training, learner: Learner, place: str) -> None:
     """Write a checkpoint, unless epochs are so short that writing would take more than its share of the time."""
     training.place = f"after {place}"
     due = monotonic() - training.kept_at >= KEEPING_AT_MOST * training.keeping_took
@@ -357,7 +273,7 @@ def _end_epoch(training: _Training, learner: Learner, place: str) -> None:
         training.keep(learner.standing())
 
 
-def _teller(training: _Training, learner: Learner) -> Callable[[int, int, float], None]:
+def _teller(training: Training, learner: Learner) -> Callable[[int, int, float], None]:
     """Make what is called after every step: it holds the limits, and tells of the last step and now and then one."""
     course, told = training.course, 0.0
     epochs = course.policy.epochs
@@ -396,40 +312,11 @@ def _tell_out_of_memory(error: Exception, policy: AdaptationPolicy) -> str:
     )
 
 
-def _tell_not_written(error: OSError, training: _Training) -> str:
+def _tell_not_written(error: OSError, training: Training) -> str:
     where = f" ({error.filename})" if error.filename else ""
     return (
         f"the training could not be kept {training.tell_place()}: {error.strerror or error}{where}; "
         "make room on the disk and run `wardround adapt --resume`"
-    )
-
-
-def _record(training: _Training, state: RunState, reason: str, sha256: str = "") -> AdaptationRun:
-    """Put a run on record; without an adapter there is nothing that was measured."""
-    course = training.course
-    kept = training.measured if state is RunState.FINISHED else []
-    return AdaptationRun(
-        plan_id=training.key.plan_id,
-        model=training.key.model,
-        strategy=course.strategy,
-        adapter=course.start.card.kind,
-        state=state,
-        reason=reason,
-        seed=course.policy.seed,
-        recipe=course.policy.recipe,
-        backbone_sha256=course.start.card.backbone_sha256,
-        adapter_sha256=sha256,
-        trainable_parameters=course.start.trainable_parameters,
-        experiences=tuple(experience.name for experience in course.stream),
-        matrix=tuple(tuple(row) for row in kept),
-        forgetting=measure_forgetting(kept),
-        backward_transfer=measure_backward_transfer(kept),
-        forward_transfer=measure_forward_transfer(kept),
-        losses=tuple(training.losses),
-        memory_studies=training.memory_studies,
-        n_learned=training.n_learned,
-        seconds=round(training.watch.seconds, 1),
-        notes=tuple(training.notes),
     )
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from continual.adapters import BATCH, TRAINING, Adapter, Inputs
+from continual.adapters import BATCH, Adapter, Inputs
 from continual.analytic import SUMS, AnalyticHead, AnalyticOnTop
 from continual.experiences import Experience
+from continual.task_training import TRAINING
 
 EpochDone = Callable[[int, int, float], None]
 

@@ -18,7 +18,7 @@ from avalanche.training.plugins import SupervisedPlugin
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from continual.adapters import TRAINING, AdaptedTail, Adapter, score
+from continual.adapters import AdaptedTail, Adapter, score
 from continual.checkpoints import StageStanding, part_of, put_weights, under
 from continual.early_stopping import BestSoFar
 from continual.experiences import Experience
@@ -26,6 +26,7 @@ from continual.memory_selection import measure_difficulty
 from continual.policies import AdaptationPolicy
 from continual.strategies import STRATEGIES, Setting
 from continual.study_loop import StudyLoop
+from continual.task_training import TRAINING
 from monitor.cohorts import binary_labels
 from monitor.tasks import TASKS
 

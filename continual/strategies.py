@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from continual.adapters import TRAINING, Adapter
+from continual.adapters import Adapter
 from continual.generative import GenerativeReplay
 from continual.policies import AdaptationPolicy
 from continual.regularisers import Distillation, ElasticWeights, PathIntegral
@@ -22,6 +22,7 @@ from continual.rehearsal import (
     PatientBalancedMemory,
     Rehearsal,
 )
+from continual.task_training import TRAINING
 
 __all__ = ["STRATEGIES", "PatientBalancedMemory", "Setting", "Strategy"]
 

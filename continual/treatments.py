@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from continual.adapters import BATCH, Adapter, save_adapter
+from continual.adapter_files import save_adapter
+from continual.adapters import BATCH, Adapter
 from continual.adapting import measure_auroc
 from continual.calibrating import Lesson, NotFitted
 from continual.expectations import MENDS, Bench, fit_outputs, side_of_threshold

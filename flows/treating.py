@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from continual.adapter_card import Reads
-from continual.adapters import SUFFIX, Adapter
+from continual.adapter_files import SUFFIX
+from continual.adapters import Adapter
 from continual.adapting import AdaptationInterrupted, Experience, adapt, not_begun
 from continual.feature_store import FeaturesMissing
 from continual.kept import KeptAndLost

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from continual.adapter_card import Reads
-from continual.adapters import Adapter, Inputs, load_adapter, read_inputs, read_outputs, score
+from continual.adapter_files import load_adapter, read_outputs
+from continual.adapters import Adapter, Inputs, read_inputs, score
 from continual.backbones import Backbone, feature_key, load_backbone
 from continual.feature_store import FeatureStore
 from flows.features import load_features

@@ -648,7 +648,8 @@ def treated(small_treated_home: Path, tmp_path: Path) -> SmallWard:
 
 def build_small_ward(directory: Path, settings: str = SMALL_SETTINGS) -> Path:
     """Train a champion on four weeks of one kind of image, and write what it says of the weeks to come."""
-    from continual.adapters import KINDS, load_adapter, read_inputs, score
+    from continual.adapter_files import load_adapter
+    from continual.adapters import KINDS, read_inputs, score
     from continual.adapting import Experience, train_first
     from flows.ingesting import embed_images, ingest_export
     from flows.ward import backbone_of, open_ward

@@ -11,12 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from continual.adapter_changes import detach, grow, merge
-from continual.adapters import KINDS, TRAINING, Adapter, choose_inputs, load_adapter, new_adapter, save_adapter, score
+from continual.adapter_files import load_adapter, save_adapter
+from continual.adapters import KINDS, Adapter, choose_inputs, new_adapter, score
 from continual.analytic_learner import accumulate
 from continual.backbones import Backbone, load_backbone
 from continual.experiences import Experience
 from continual.images import read_image
 from continual.policies import AdaptationPolicy
+from continual.task_training import TRAINING
 from flows.demo_data import describe_images
 from monitor.performance import auroc
 from monitor.tasks import TASKS, Task

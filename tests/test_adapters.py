@@ -11,20 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from continual.adapters import (
-    TRAINING,
-    Adapter,
-    AdapterRefused,
-    choose_inputs,
-    load_adapter,
-    new_adapter,
-    read_inputs,
-    save_adapter,
-    score,
-)
+from continual.adapter_files import load_adapter, save_adapter
+from continual.adapters import Adapter, AdapterRefused, choose_inputs, new_adapter, read_inputs, score
 from continual.backbones import Backbone, load_backbone
 from continual.feature_store import FeatureStore
 from continual.policies import AdaptationPolicy
+from continual.task_training import TRAINING
 from monitor.tasks import Task
 
 CLASSES = {Task.BINARY: ("no", "yes"), Task.MULTI_CLASS: ("a", "b", "c"), Task.MULTI_LABEL: ("a", "b", "c")}

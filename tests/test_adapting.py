@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from continual import adapting
-from continual.adapters import Adapter, load_adapter, new_adapter, score
+from continual.adapter_files import load_adapter
+from continual.adapters import Adapter, new_adapter, score
 from continual.adapting import (
     AdaptationFailed,
     AdaptationInterrupted,

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
-from continual.adapters import Adapter, load_adapter, new_adapter, save_adapter, score, serialise
+from continual.adapter_files import load_adapter, save_adapter
+from continual.adapters import Adapter, new_adapter, score, serialise
 from continual.adapting import adapt
 from continual.analytic_learner import AnalyticLearner, accumulate, analytic_head, remove, without_sums
 from continual.backbones import Backbone, load_backbone

@@ -14,7 +14,8 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from continual.adapters import Adapter, AdapterRefused, load_adapter, new_adapter, read_outputs, save_adapter, score
+from continual.adapter_files import load_adapter, read_outputs, save_adapter
+from continual.adapters import Adapter, AdapterRefused, new_adapter, score
 from continual.backbones import Backbone, load_backbone
 from continual.calibrating import (
     Lesson,

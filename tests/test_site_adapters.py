@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from continual.adapter_changes import detach_site, grow, merge
-from continual.adapters import KINDS, Adapter, AdapterRefused, load_adapter, new_adapter, save_adapter, score, stack
+from continual.adapter_files import load_adapter, save_adapter
+from continual.adapters import KINDS, Adapter, AdapterRefused, new_adapter, score, stack
 from continual.analytic_learner import accumulate
 from continual.backbones import Backbone, load_backbone
 from continual.experiences import Experience

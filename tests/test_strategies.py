@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from continual.adapter_kinds import KINDS
-from continual.adapters import TRAINING, Adapter, new_adapter
+from continual.adapters import Adapter, new_adapter
 from continual.adapting import measure_auroc
 from continual.backbones import Backbone, load_backbone
 from continual.experiences import Experience
 from continual.memory_selection import MemoryPolicy
 from continual.policies import AdaptationPolicy
 from continual.strategy_cards import CARDS
+from continual.task_training import TRAINING
 from monitor.tasks import TASKS, Task
 
 # avalanche 0.6 imports a package that says at import that nobody maintains it; nothing of it is used

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from continual.adapters import read_outputs
+from continual.adapter_files import read_outputs
 from continual.plans import RunState
 from continual.policies import Treatment
 from flows.doctor import examine
