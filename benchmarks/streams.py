@@ -51,6 +51,8 @@ DEFAULT = ("replay", "lora")
 JOINT = "joint"
 SHAPING = (
     "adapters",
+    "adapter_files",
+    "task_training",
     "adapter_kinds",
     "adapter_parts",
     "class_token",
