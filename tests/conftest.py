@@ -390,6 +390,15 @@ def run_of(plan: AdaptationPlan, strategy: str, *, old: float, new: float) -> Ad
     )
 
 
+def _reliable_bins() -> tuple[ReliabilityBin, ...]:
+    return tuple(
+        ReliabilityBin(
+            finding="yes", said=x, seen=x + 0.04, low=x - 0.06, high=min(x + 0.14, 1.0), studies=24, patients=20
+        )
+        for x in (0.1, 0.3, 0.5, 0.7, 0.9)
+    )
+
+
 def kept_of(stages: tuple[str, ...], *, old: float, new: float) -> KeptAndLost:
     """Tell what was kept where the AUROC goes from 0.934 to ``old`` and from 0.852 to ``new``; one site is small."""
     before, after = (0.934,) * (len(stages) - 1) + (0.852,), (old,) * (len(stages) - 1) + (new,)
@@ -422,12 +431,7 @@ def kept_of(stages: tuple[str, ...], *, old: float, new: float) -> KeptAndLost:
             **named, negative=shares[0], positive=shares[1], studies=120, patients=80, suppressed=name[1] == "clinic"
         )
 
-    bins = tuple(
-        ReliabilityBin(
-            finding="yes", said=x, seen=x + 0.04, low=x - 0.06, high=min(x + 0.14, 1.0), studies=24, patients=20
-        )
-        for x in (0.1, 0.3, 0.5, 0.7, 0.9)
-    )
+    bins = _reliable_bins()
     shifts = {("", ""): 0.0, ("sex", "F"): -0.03, ("sex", "M"): 0.03, ("site", "clinic"): 0.0}
     places = range(len(stages))
     metrics = ("auroc", "accuracy", "brier", "ece_debiased")
