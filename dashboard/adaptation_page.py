@@ -84,7 +84,7 @@ def _show_ladder(plan: AdaptationPlan) -> None:
 
 
 def _show_comparison(runs: Sequence[AdaptationRun], decisions: Sequence[GateDecision]) -> None:
-    st.subheader("What each strategy kept, and what it gained", anchor=False)
+    st.subheader("What was kept, and what was gained", anchor=False)
     figure = treatment_charts.strategies_compared(runs)
     st.plotly_chart(figure, width="stretch", key="strategies", config=QUIET_BAR)
     passed = {decision.run_id: decision.promote for decision in decisions}
@@ -97,7 +97,7 @@ def _show_comparison(runs: Sequence[AdaptationRun], decisions: Sequence[GateDeci
 
 
 def _show_one(runs: Sequence[AdaptationRun], records: Records) -> None:
-    st.subheader("One strategy in detail", anchor=False)
+    st.subheader("In detail", anchor=False)
     places = range(len(runs))
     place = st.segmented_control(
         "Strategy", places, default=0, format_func=lambda i: plain(strategy_words(runs[i].name)), key="strategy"
@@ -115,7 +115,8 @@ def _show_one(runs: Sequence[AdaptationRun], records: Records) -> None:
         st.markdown(f"**Backward transfer:** {plain(_signed(run.backward_transfer))} on what was known before")
         rehearsed = f"{plural(run.memory_studies, 'older one')} rehearsed" if run.memory_studies else "none rehearsed"
         st.markdown(f"**Learned from:** {plain(plural(run.n_learned, 'new study'))}, {plain(rehearsed)}")
-        told = f"{run.trainable_parameters:,} weights of the adapter ({run.adapter}); the large network stays as it is"
+        numbers = plural(run.trainable_parameters, "number")
+        told = f"{numbers} of the adapter ({run.adapter}); the large network stays as it is"
         st.markdown(f"**Trained:** {plain(told)}")
     show_kept(run, records)
     with st.expander("How training went"):

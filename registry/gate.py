@@ -240,9 +240,8 @@ def _mended(run: AdaptationRun, policy: GatePolicy) -> str:
 
 def _check_exchange(cohorts: Sequence[HeldOutScores], policy: GatePolicy, run: AdaptationRun) -> Iterator[GateCheck]:
     if run.treatment is Treatment.MOVE_THRESHOLD:
-        for cohort in cohorts:
-            if cohort.kind == "new":
-                yield judge_exchange(compare(cohort, "balanced_accuracy", policy=policy), policy)
+        for cohort in cohorts:  # the old ones too: who was served well before must not pay for it
+            yield judge_exchange(compare(cohort, "balanced_accuracy", policy=policy), policy)
 
 
 def _check_cohorts(cohorts: Sequence[HeldOutScores], policy: GatePolicy, mended: str) -> Iterator[GateCheck]:
