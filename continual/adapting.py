@@ -88,6 +88,7 @@ def adapt(  # noqa: PLR0913 - the plan's own words, each needed, none of them be
         AdaptationInterrupted: a person stopped it (Ctrl-C); the run it carries is STOPPED.
     """
     stream = [experience.labelled() for experience in stream]
+    _check_strategy(strategy)
     _check_stages(stream, evaluation, learned)
     course = Course(
         start=start,
@@ -213,8 +214,7 @@ def start_learner(adapter: Adapter, *, strategy: str, policy: AdaptationPolicy) 
     Raises:
         ValueError: unknown strategy.
     """
-    if strategy not in CARDS:
-        raise ValueError(f"unknown strategy {strategy!r}; there are {', '.join(CARDS)}")
+    _check_strategy(strategy)
     if adapter.network.analytic():
         return AnalyticLearner(adapter)
     from continual.learner import Learner  # imports Avalanche: seconds that only training should pay
@@ -318,6 +318,11 @@ def _tell_not_written(error: OSError, training: Training) -> str:
         f"the training could not be kept {training.tell_place()}: {error.strerror or error}{where}; "
         "make room on the disk and run `wardround adapt --resume`"
     )
+
+
+def _check_strategy(strategy: str) -> None:
+    if strategy not in CARDS:
+        raise ValueError(f"unknown strategy {strategy!r}; there are {', '.join(CARDS)}")
 
 
 def _check_stages(stream: Sequence[Experience], evaluation: Sequence[Experience], learned: int) -> None:

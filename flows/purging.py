@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from continual.feature_store import FeatureStore
 from continual.files import write_atomically
 from continual.memory_store import MemoryRefused, list_memories, read_manifest, remove_memory, sweep_columns
 from continual.plans import AdaptationRun, RunState
+from flows.reading_files import without_rows
 from flows.remembering import memories_in, rewrite_memory
 from flows.ward import StepRefused, Ward, windows_of
 from monitor.cohorts import Window
@@ -126,7 +127,7 @@ def find_learners(ward: Ward, subject: Subject) -> tuple[Learner, ...]:
 
 def find_names(directory: Path, subject: Subject) -> Iterator[str]:
     """Name every file under a folder, relative to it, that holds the patient's key, a study or an image's hash."""
-    texts = [rf"(?<!{WORD}){re.escape(name)}(?!{WORD})" for name in sorted({subject.patient, *subject.studies})]
+    texts = _whole({subject.patient, *subject.studies})
     pattern = re.compile("|".join([*texts, *map(re.escape, sorted(subject.own_images))]).encode())
     for path in sorted(directory.rglob("*")):
         if not path.is_file() or path.is_symlink():
@@ -136,6 +137,11 @@ def find_names(directory: Path, subject: Subject) -> Iterator[str]:
             path.stat().st_size <= MOST_BYTES and pattern.search(path.read_bytes())
         ):
             yield str(relative)
+
+
+def _whole(names: Collection[str]) -> list[str]:
+    """Give patterns that find names, and none where it is a part of another's."""
+    return [rf"(?<!{WORD}){re.escape(name)}(?!{WORD})" for name in sorted(names)]
 
 
 def _remove(ward: Ward, subject: Subject, *, actor: str, at: datetime) -> dict[str, int]:
@@ -288,14 +294,14 @@ def _from_checkpoints(ward: Ward, subject: Subject, actor: str, at: datetime) ->
 
 
 def _from_worklists(ward: Ward, subject: Subject, actor: str, at: datetime) -> int:
-    """Take a patient's lines out of the worklists that lie in the ward, filled in or not."""
-    names, removed = [name.encode() for name in subject.names], 0
-    for path in sorted((ward.settings.directory / "worklists").glob("*.csv")):
-        lines = path.read_bytes().splitlines(keepends=True)
-        left = [line for line in lines if not any(name in line for name in names)]
-        if len(left) < len(lines):
-            write_atomically(path, b"".join(left))
-            removed += len(lines) - len(left)
+    """Take a patient's rows out of the worklists that lie in the ward, filled in or not; remarks that name them too."""
+    folder, removed = ward.settings.directory / "worklists", 0
+    _remove_files(folder.glob(".*.partial"))
+    for path in sorted(folder.glob("*.csv")):
+        left, gone = without_rows(path.read_bytes(), re.compile("|".join(_whole(subject.names))))
+        if gone:
+            write_atomically(path, left)
+            removed += gone
     return removed
 
 

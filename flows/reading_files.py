@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 from flows.checking import ANSWERS
@@ -83,6 +84,20 @@ def read_worklist_file(path: Path, settings: ModelSettings) -> ReadingFile:
         content_sha256=hashlib.sha256(content).hexdigest(),
         rows=tuple(_row(line, cells, columns, len(header)) for line, cells in rows),
     )
+
+
+def without_rows(content: bytes, named: re.Pattern[str]) -> tuple[bytes, int]:
+    """Leave out the rows of a worklist in which a pattern is found; returns the bytes that are left, and how many went.
+
+    A row is what the spreadsheet calls one, line ends within a cell included. The rest stays as it is, to the byte.
+    """
+    lines = list(io.StringIO(content.decode(encoding := _encoding_of(content)), newline=""))
+    header = next((line for line in lines if "study_uid" in line.casefold()), "")
+    reader = csv.reader(lines, delimiter=max(",;\t", key=header.count))
+    ends = [0, *(reader.line_num for _ in reader)]
+    rows = ["".join(lines[start:end]) for start, end in pairwise(ends)]
+    left = [row for row in rows if not named.search(row)]
+    return "".join(left).encode(encoding), len(rows) - len(left)
 
 
 def sort_readings(
@@ -231,6 +246,17 @@ def _decode(path: Path, content: bytes) -> str:
         if "\x00" not in text:
             return text
     raise SourceError(f"{path} is no text that can be read; save it as CSV in UTF-8 and import that")
+
+
+def _encoding_of(content: bytes) -> str:
+    """Name an encoding that gives every byte back; a byte order mark stays a character of the text."""
+    if content.startswith(UTF_16):
+        return "utf-16-le" if content.startswith(codecs.BOM_UTF16_LE) else "utf-16-be"
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return "latin-1"
+    return "utf-8"
 
 
 def _split(path: Path, text: str) -> tuple[list[str], list[tuple[int, list[str]]]]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from flows.labelling import tell_need
 from flows.reading_files import ReaderRow, read_worklist_file, sort_readings, study_of
+from flows.sources import Reason
 from flows.ward import Ward
 from monitor.cohorts import Prediction
 from registry.audit import canonical_json
-from registry.entries import KnownStudy, StudyReading
+from registry.entries import KnownStudy, QuarantinedRow, StudyReading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +61,7 @@ def import_labels(path: Path, *, model: str, ward: Ward, at: datetime) -> Import
     ward.records.add_readings(batch, [_reading(one, known[one.study_uid], model) for one in said], at)
     told = [(one.row.line, answer) for one in said for answer in _answers(one, known[one.study_uid])]
     ward.records.add_predictions(batch, [answer for _, answer in told], at, lines=[line for line, _ in told])
-    refused = [*done.conflict, *done.quarantined]
+    refused = [*done.conflict, *(_discreet(ward, row) for row in done.quarantined)]
     ward.records.quarantine(batch, refused, at)
     ward.records.finish_batch(batch, at)
     summary = ImportSummary(
@@ -79,6 +80,13 @@ def import_labels(path: Path, *, model: str, ward: Ward, at: datetime) -> Import
     payload["sha256"] = file.content_sha256
     ward.records.tell_import(model=model, subject=file.name, payload=payload, at=at)
     return summary
+
+
+def _discreet(ward: Ward, row: QuarantinedRow) -> QuarantinedRow:
+    """Keep nothing of a row about a study that is not stored once patients were removed: it may be one of theirs."""
+    if row.reason != Reason.UNKNOWN_STUDY or not ward.records.purges():
+        return row
+    return replace(row, detail="no such study is stored; it may be one of a patient who was removed", content="")
 
 
 def _reading(said: ReaderRow, known: KnownStudy, model: str) -> StudyReading:

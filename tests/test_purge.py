@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,19 +16,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from continual.feature_store import FeatureStore
 from continual.memory_store import read_manifest
 from flows.command_line import application
 from flows.ingesting import ingest_export
+from flows.labelling import request_labels, write_again
 from flows.purging import foresee, purge_patient
+from flows.reading_files import without_rows
+from flows.readings import import_labels
 from flows.remembering import in_force, memories_in
 from flows.sources import Reason
 from flows.treating import judge, treat
 from flows.ward import StepRefused
+from monitor.cohorts import Window
 from registry.entries import RecordsError
 from registry.held_out import PatientRole, roles_of
+from registry.reading_room import open_worklist
+from registry.settings import FILE_NAME
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:JAXopt is no longer maintained:DeprecationWarning"),
@@ -35,7 +44,18 @@ pytestmark = [
 AT = datetime(2026, 3, 4, tzinfo=UTC)
 OFFICER = "quinn.quality"
 HOSPITALS_OWN = ("exports", "images")
-ROWS = ("predictions", "labels", "quarantine", "reports", "held_out", "memories", "drift_results", "alarms")
+ROWS = (
+    "predictions",
+    "labels",
+    "quarantine",
+    "reports",
+    "held_out",
+    "memories",
+    "drift_results",
+    "alarms",
+    "worklists",
+    "readings",
+)
 
 
 def patients_of(treated: Any, role: PatientRole, week: int) -> list[str]:
@@ -88,13 +108,103 @@ def ingest_again(treated: Any, frame: pd.DataFrame, name: str = "again.csv") -> 
 
 def show_in_a_report(treated: Any, study: str) -> None:
     """Let a stored report show a study as an example and as a neighbour, as a drifted window does by chance."""
-    from dataclasses import replace
-
     report = treated.ward.records.reports(treated.model)[-1]
     example = report.examples[0]
     mine = replace(example, study_uid=study)
     near = replace(example, neighbours=(study, *example.neighbours[1:]))
     treated.ward.records.save_report(replace(report, examples=(mine, near, *report.examples[1:])), AT)
+
+
+def read_a_worklist(treated: Any, patient: str) -> str:
+    """Ask for labels of a week without any; some come back, the patient's among them, in a file that a reader saved.
+
+    Returns: the worklist's name.
+    """
+    week = Window(start=treated.weeks[3].end, end=treated.weeks[3].end + timedelta(days=7))
+    frame = pd.read_csv(treated.export(3)).drop(columns="label")
+    later = pd.to_datetime(frame["produced_at"]) + timedelta(days=7)
+    told = {"produced_at": [moment.isoformat() for moment in later], "study_uid": frame["study_uid"] + "-later"}
+    # an image like one that was read already would not be chosen
+    (mine,) = frame.index[frame["patient_key"] == patient]
+    with Image.open(treated.directory / frame["image"][mine]) as image:
+        image.transpose(Image.Transpose.ROTATE_90).save(treated.directory / "images" / "later.png")
+    frame.loc[mine, "image"] = "images/later.png"
+    ingest_again(treated, frame.assign(**told), "unlabelled.csv")
+    with (treated.directory / FILE_NAME).open("a", encoding="utf-8") as file:
+        file.write("\n[adaptation.labels]\nnear_duplicate = 0.99999\n")
+    ward = treated.ward
+    done = request_labels(ward, treated.model, n=80, windows=[week], out=None, by=OFFICER, at=AT)
+    rows = pd.read_csv(done.path, dtype=str, keep_default_na=False)
+    mine = rows["study_uid"].isin(ward.records.subject_of(patient).studies)
+    assert mine.sum() == 1
+    read = mine | (rows.index % 2 == 0)
+    rows.loc[read, ["label", "reader", "comment"]] = ["yes", "Dr. Rahel Roth", "first line\nsecond line"]
+    back = done.path.with_name("back.csv")
+    rows.to_csv(back, index=False, sep=";", encoding="utf-16")
+    summary = import_labels(back, model=treated.model, ward=ward, at=AT)
+    assert (summary.accepted, summary.empty) == (read.sum(), len(rows) - read.sum())
+    return str(done.worklist_id)
+
+
+def test_a_patient_leaves_worklists_and_readings_and_the_worklist_stays(treated: Any) -> None:
+    patient, ward = learned_patient(treated), treated.ward
+    name = read_a_worklist(treated, patient)
+    folder = treated.directory / "worklists"
+    subject, before = ward.records.subject_of(patient), ward.records.readings(treated.model)
+    (asked,) = ward.records.worklists(treated.model)
+    needles = [text.encode(code) for text in subject.names for code in ("utf-8", "utf-16-le")]
+    assert len([path for path in traces(treated.directory, needles) if path.startswith("worklists/")]) == 2
+    (folder / ".wl.csv.1.partial").write_bytes(needles[0])
+    removed = purge(treated, patient).removed
+    assert (removed["worklist files"], removed["worklists"], removed["readings"]) == (2, 1, 1)
+    assert traces(treated.directory, needles) == []
+    (left,) = ward.records.worklists(treated.model)
+    assert (
+        open_worklist([left], name)
+        == left
+        == replace(asked, items=tuple(item for item in asked.items if item.study_uid not in subject.studies))
+    )
+    assert len(left.items) == len(asked.items) - 1
+    assert ward.records.readings(treated.model) == [one for one in before if one.study_uid not in subject.studies]
+    again = write_again(ward, treated.model, name, folder / "again.csv")
+    assert again.studies == len(left.items) - len(before) + 1
+    summary = import_labels(folder / "back.csv", model=treated.model, ward=ward, at=AT)
+    assert (summary.accepted, summary.duplicate, summary.quarantined) == (0, len(before) - 1, 0)
+    assert ward.records.verify_events().ok
+
+
+def test_a_copy_of_a_worklist_that_comes_back_after_the_removal_leaves_no_trace(treated: Any, tmp_path: Path) -> None:
+    patient, ward = learned_patient(treated), treated.ward
+    read_a_worklist(treated, patient)
+    copy = shutil.copy(treated.directory / "worklists" / "back.csv", tmp_path / "copy.csv")
+    needles = [text.encode() for text in ward.records.subject_of(patient).names]
+    purge(treated, patient)
+    summary = import_labels(Path(copy), model=treated.model, ward=ward, at=AT)
+    assert (summary.accepted, summary.quarantined) == (0, 1)
+    assert ward.records.quarantined(treated.model)[-1].reason == Reason.UNKNOWN_STUDY
+    assert traces(treated.directory, needles) == []
+
+
+@pytest.mark.parametrize("code", ["utf-8", "utf-8-sig", "utf-16-le", "utf-16-be", "latin-1"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_only_the_rows_of_the_patient_leave_a_file_and_the_rest_stays_to_the_byte(
+    code: str, end: str, mark: str
+) -> None:
+    start = "\ufeff" if code.startswith("utf-16") else ""
+    rows = [
+        ["study_uid", "label", "comment"],
+        ["study-12", "yes", f'"Müller{end}says ""no"" {mark}{end}twice"'],
+        ["study-1", "no", f'"one{end}two"'],
+        ["study-3", "no", 'a 5" scan'],
+        ["study-4", "", "the same as study-1"],
+    ]
+    lines = [mark.join(row) + end for row in rows]
+    content = (start + "".join(lines)).encode(code)
+    left, gone = without_rows(content, re.compile(r"(?<!\w)study-1(?!\w)"))
+    assert gone == 2
+    assert left == (start + "".join([*lines[:2], lines[3]])).encode(code)
+    assert without_rows(content, re.compile("nobody")) == (content, 0)
 
 
 def test_no_byte_of_a_patient_is_left_but_in_the_hospitals_own_files(treated: Any) -> None:
@@ -104,21 +214,25 @@ def test_no_byte_of_a_patient_is_left_but_in_the_hospitals_own_files(treated: An
     ingest_again(treated, mine.assign(score=2))  # out of range: quarantined with all it says
     ingest_again(treated, mine.assign(score=0.123), "conflict.csv")
     show_in_a_report(treated, str(mine["study_uid"].iloc[0]))
+    read_a_worklist(treated, patient)
     needles = needles_of(treated, patient) + needles_of(treated, other)
     (treated.directory / "memories" / ".x.arrow.1.partial").write_bytes(needles[-1])
     before = traces(treated.directory, needles)
-    assert {Path(path).parts[0] for path in before} >= {"wardround.db", "features", "memories"}
+    assert {Path(path).parts[0] for path in before} >= {"wardround.db", "features", "memories", "worklists"}
     done = purge(treated, patient)
     assert done.removed == {
         "memories": done.removed["memories"],
-        "features": 1,
+        "features": 2,
         "references": 1,
-        "labels": 1,
-        "predictions": 1,
+        "labels": 2,
+        "predictions": 2,
         "quarantine": 2,
         "reports": 1,
+        "readings": 1,
+        "worklists": 1,
+        "worklist files": 2,
     }
-    assert done.images == tuple(mine["image"])
+    assert set(done.images) == {*mine["image"], "images/later.png"}
     assert "exports/week-3.csv" in done.remaining
     assert (done.still_ours, done.events, done.before) == ((), (), False)
     assert purge(treated, other).removed["held_out"] == 1
@@ -213,8 +327,6 @@ def test_the_gate_goes_on_judging_on_cohorts_that_were_locked_anew(treated: Any)
 
 
 def test_an_adaptation_after_the_removal_learns_without_the_patient(treated: Any) -> None:
-    from dataclasses import replace
-
     patient = learned_patient(treated)
     purge(treated, patient)
     plan = replace(treated.ward.records.plans(treated.model)[-1], evidence=())
@@ -238,6 +350,7 @@ def test_an_image_that_two_patients_share_keeps_its_features(treated: Any) -> No
 
 
 def test_nothing_else_may_delete_what_is_append_only(treated: Any) -> None:
+    read_a_worklist(treated, learned_patient(treated))
     with closing(sqlite3.connect(treated.directory / "wardround.db", isolation_level=None)) as connection:
         connection.execute("PRAGMA foreign_keys = ON")
         for statement in (
@@ -246,6 +359,10 @@ def test_nothing_else_may_delete_what_is_append_only(treated: Any) -> None:
             "UPDATE held_out SET manifest = '[]'",
             "DELETE FROM held_out",
             "DELETE FROM reports",
+            "UPDATE worklists SET content = ''",
+            "DELETE FROM worklists",
+            "UPDATE readings SET comment = ''",
+            "DELETE FROM readings",
         ):
             with pytest.raises(sqlite3.IntegrityError, match="append-only"):
                 connection.execute(statement)
@@ -253,7 +370,14 @@ def test_nothing_else_may_delete_what_is_append_only(treated: Any) -> None:
             connection.execute("INSERT INTO removing (ends) VALUES ('never')")
         connection.execute("BEGIN")
         connection.execute("INSERT INTO removing (ends) VALUES ('with this transaction')")
-        for statement in ("UPDATE held_out SET name = 'x'", "UPDATE reports SET verdict = 'x'", "DELETE FROM reports"):
+        for statement in (
+            "UPDATE held_out SET name = 'x'",
+            "UPDATE reports SET verdict = 'x'",
+            "DELETE FROM reports",
+            "UPDATE worklists SET model = 'x'",
+            "DELETE FROM worklists",
+            "UPDATE readings SET comment = 'x'",
+        ):
             with pytest.raises(sqlite3.IntegrityError, match="append-only"):
                 connection.execute(statement)
         with pytest.raises(sqlite3.IntegrityError, match="append-only"):
@@ -364,7 +488,7 @@ def state_of(home: Path) -> dict[str, Any]:
         tables["purges"] = connection.execute("SELECT state, actor, reason, adapters FROM purges").fetchall()
         kinds = connection.execute("SELECT DISTINCT kind, actor, model FROM events ORDER BY kind").fetchall()
         assert connection.execute("SELECT COUNT(*) FROM events WHERE kind = 'patient.purged'").fetchone() == (1,)
-    folders = ("features", "memories", "references", "reports")
+    folders = ("features", "memories", "references", "reports", "worklists")
     files = sorted(
         str(path.relative_to(home)) for name in folders for path in (home / name).rglob("*") if path.is_file()
     )
@@ -377,6 +501,7 @@ def test_a_removal_killed_at_any_moment_is_gone_on_with_to_the_same_end(treated:
 
     patient = learned_patient(treated)
     show_in_a_report(treated, sorted(treated.ward.records.subject_of(patient).studies)[0])
+    read_a_worklist(treated, patient)
     needles = needles_of(treated, patient)
     homes = [Path(shutil.copytree(treated.directory, tmp_path / f"ward-{number}")) for number in range(13)]
     done = subprocess.run(

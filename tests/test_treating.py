@@ -11,18 +11,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from continual.adapter_files import read_outputs
+from continual.adapter_files import read_outputs, save_adapter
 from continual.plans import RunState
 from continual.policies import Treatment
 from flows.doctor import examine
 from flows.ingesting import ingest_export
 from flows.treating import choose, judge, may_climb, name_of, propose, stages_of, treat
-from flows.ward import StepRefused, backbone_of, reference_of, score_with, windows_of
+from flows.ward import StepRefused, adapter_of, backbone_of, reference_of, score_with, windows_of
+from flows.watching import watch
 from monitor.cohorts import Window
+from monitor.results import Source
 from registry.approvals import approve
+from registry.decisions import GateDecision
 from registry.held_out import HeldOutChanged, PatientRole, roles_of
 from registry.promotion import promote, rollback
-from tests.conftest import SMALL_SETTINGS, SmallWard, build_small_ward
+from tests.conftest import SMALL_SETTINGS, WEEK, SmallWard, build_small_ward
 
 pytestmark = [
     # avalanche 0.6 imports a package that says at import that nobody maintains it; nothing of it is used
@@ -44,9 +47,10 @@ def run_of(treated: Any, strategy: str) -> Any:
     return next(run for run in treated.ward.records.runs(treated.model) if run.strategy == strategy)
 
 
-def promoted(treated: Any) -> None:
+def promoted(treated: Any, decision: GateDecision | None = None) -> None:
     ward = treated.ward
-    (decision,) = [d for d in ward.records.decisions(treated.model) if d.promote]
+    if decision is None:
+        (decision,) = [d for d in ward.records.decisions(treated.model) if d.promote]
     signed = {"user": OFFICER, "password": PASSWORD, "meaning": "Reviewed.", "at": AT}
     approve(ward.records, decision.decision_id, **signed)
     promote(ward.records, ward.versions, decision.decision_id, actor=OFFICER, at=AT)
@@ -310,6 +314,31 @@ def test_other_outputs_keep_the_order_and_are_judged_in_what_they_mend(treated: 
     thresholds = read_outputs(ward.adapters / f"{sha256}.safetensors", sha256).thresholds
     assert len(thresholds) == 1
     assert score_with(ward, treated.model, reference_of(ward, treated.model, "1"), sha256).thresholds == thresholds
+
+
+def test_a_moved_threshold_is_what_later_windows_are_measured_by(treated: Any) -> None:
+    """Of the sick half score 0.6 and half 0.8, all others 0.1: at 0.5 nobody sick is missed, at 0.7 half of them."""
+    ward, run = treated.ward, run_of(treated, "replay")
+    trained = adapter_of(ward, treated.model, run.adapter_sha256)
+    moved = save_adapter(replace(trained, outputs=replace(trained.outputs, thresholds=(0.7,))), ward.adapters)
+    run = replace(run, seed=1, adapter_sha256=moved)
+    ward.records.save_run(run, AT)
+    promoted(treated, judge(ward, run, at=AT))
+    week = Window(start=treated.weeks[3].end + WEEK, end=treated.weeks[3].end + 2 * WEEK)
+    frame = pd.read_csv(treated.export(3))
+    sick = (frame["label"] == "yes").to_numpy()
+    scores = np.where(sick, np.where(np.cumsum(sick) % 2, 0.6, 0.8), 0.1)
+    later = [moment.isoformat() for moment in pd.to_datetime(frame["produced_at"]) + 2 * WEEK]
+    told = {"produced_at": later, "study_uid": frame["study_uid"] + "-later", "model_version": "2", "score": scores}
+    frame.assign(**told).to_csv(treated.directory / "later.csv", index=False)
+    ingest_export(treated.directory / "later.csv", model=treated.model, ward=ward, at=week.end)
+    report = watch(ward, treated.model, week, at=week.end)
+    (found,) = [h for h in report.harms if h.metric == "sensitivity" and h.source is Source.REALISED]
+    assert found.current == pytest.approx(np.mean(scores[sick] >= 0.7))
+    assert found.current == pytest.approx(0.5, abs=0.02)
+    reference = score_with(ward, treated.model, reference_of(ward, treated.model, "2"), moved)
+    yes = reference.labels[:, 0] == 1
+    assert found.reference == pytest.approx(np.mean(reference.scores[yes, 0] >= 0.7))
 
 
 def test_what_the_labels_do_not_carry_is_a_failed_run_and_tried(treated: Any) -> None:
