@@ -194,7 +194,7 @@ def _show_treatment(ward: Ward, judged: set[str], screen: Console) -> None:
     for decision in ward.records.decisions(MODEL):
         if decision.decision_id not in judged:
             run, (word, style) = runs[decision.run_id], GATE_WORDS[decision.promote]
-            told = f"{run.name:<7} forgetting {number(run.forgetting, '+.3f')}, gate: [{style}]{word}[/{style}]"
+            told = f"{run.name} forgetting {number(run.forgetting, '+.3f')}, gate: [{style}]{word}[/{style}]"
             screen.print(Padding(Text.from_markup(told), (0, 0, 0, INDENT)))
 
 
