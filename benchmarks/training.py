@@ -7,7 +7,6 @@ the AUROC of both is measured on other patients, and their difference with an in
 (b) Our loop beside a bare PyTorch loop that makes the same updates: same batches, rates and optimizer, no gradient
 watched, nothing told, nothing kept. The weights of both are compared bit by bit. Once on those tokens, and once on a
 head over random vectors so small that nothing but the loop itself takes time: the worst there is.
-(c) Seconds and memory of an epoch of a head against the number of cached (random) embeddings.
 Runs of both sides take turns, and medians are told. The full form takes some minutes on two quiet cores.
 """
 
@@ -16,8 +15,6 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.results import Case, growth_case, record, seconds
+from benchmarks.results import Case, record, seconds
 from benchmarks.worlds import BACKBONE, SOURCE
 from continual.adapters import Adapter, new_adapter, score
 from continual.backbones import Backbone, load_backbone
@@ -250,51 +247,6 @@ def tiny_head(policy: AdaptationPolicy) -> Adapter:
     return new_adapter(backbone, task=Task.BINARY, classes=CLASSES, policy=policy, seed=0)
 
 
-# ---- (c) against the number of cached studies
-
-
-def measure_epoch(count: int) -> tuple[float, float]:
-    """Give the seconds of an epoch of a head over so many embeddings, and the peak MB beyond them, in its own process.
-
-    The mark of the peak is cleared before the epoch: making the embeddings takes more than training on them.
-    """
-    code = (
-        "from pathlib import Path\n"
-        "from benchmarks import training, results\n"
-        "from continual.policies import AdaptationPolicy, EarlyStopping\n"
-        "def told(name):\n"
-        "    lines = Path('/proc/self/status').read_text().splitlines()\n"
-        "    return int(next(line.split()[1] for line in lines if line.startswith(name)))\n"
-        "recipe = {'adapter': 'head', 'epochs': 1, 'batch_size': 256}\n"
-        "policy = AdaptationPolicy(**recipe, early_stopping=EarlyStopping(patience=0))\n"
-        "training.learn_ours(training.tiny_head(policy), training.tiny_vectors(512, 48), policy)\n"
-        f"made, vectors = training.tiny_head(policy), training.tiny_vectors({count}, 48)\n"
-        "Path('/proc/self/clear_refs').write_text('5')\n"
-        "before = told('VmRSS')\n"
-        "took = results.seconds(lambda: training.learn_ours(made, vectors, policy))\n"
-        "print(took, (told('VmHWM') - before) / 1e3)\n"
-    )
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    took, peak = map(float, done.stdout.split()[-2:])
-    return took, max(peak, 0.1)
-
-
-def against_the_number(counts: tuple[int, ...]) -> list[Case]:
-    figures = {count: measure_epoch(count) for count in counts}
-    data = counts[-1] * 48 * 2 / 1e6
-    growth = growth_case("an epoch of a head, seconds", {count: took for count, (took, _) in figures.items()})
-    n = ", ".join(f"{count:,}: {peak:.3g} MB" for count, (_, peak) in figures.items())
-    memory = Case(
-        case=f"peak MB beyond {counts[-1]:,} embeddings",
-        ours=figures[counts[-1]][1],
-        peer=data,
-        peer_name="the embeddings",
-        target=1,
-        n=n,
-    )
-    return [growth, memory]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fast", action="store_true", help="smaller work, within a minute")
@@ -303,10 +255,7 @@ def main() -> None:
     command = "uv run python -m benchmarks.training"
     note = f"{torch.get_num_threads()} threads on both sides"
     told: dict[str, Any] = {"command": command, "note": note, "fast": fast}
-    cases = measure_loops(fast)
-    record("training", cases, **told)
-    cases += against_the_number((1_000, 10_000, 100_000) if fast else (10_000, 100_000))
-    record("training", cases, **told)
+    record("training", measure_loops(fast), **told)
 
 
 def measure_loops(fast: bool) -> list[Case]:
