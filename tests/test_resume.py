@@ -52,6 +52,13 @@ SERVER = """
         print(child, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+# interrupts are heard even where a shell started the tests in the background, which ignores them
+COMMAND = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from flows.command_line import main
+main()
+"""
 
 
 class Trainer:
@@ -90,9 +97,9 @@ class Trainer:
         return int(self.read())
 
     def close(self) -> None:
-        assert self.server.stdin is not None
-        self.server.stdin.close()
-        assert self.server.wait(60) == 0
+        with self.server:  # closes its pipes and waits
+            pass
+        assert self.server.returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -175,9 +182,8 @@ def test_what_was_announced_is_finished_though_it_never_began(trainer: Trainer, 
 
 
 def command(home: Path, *words: str) -> subprocess.Popen[str]:
-    code = "from flows.command_line import main; main()"
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", code, "adapt", *words, "--dir", str(home)],
+        [sys.executable, "-W", "ignore", "-c", COMMAND, "adapt", *words, "--dir", str(home)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
