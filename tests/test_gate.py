@@ -359,7 +359,8 @@ def test_a_treatment_is_asked_for_a_gain_in_what_it_mends_and_in_nothing_else():
     kept = by_name["non-inferiority"]
     assert (kept.difference, kept.low, kept.high, kept.passed) == (0, 0, 0, True)
     moved = judge(*sure, run=run_of(treatment=Treatment.MOVE_THRESHOLD, mends="sensitivity", forgetting=0.0))
-    assert [check.metric for check in moved.checks if check.name == "exchange"] == ["balanced_accuracy"] * 2  # old and new
+    exchanged = [check.metric for check in moved.checks if check.name == "exchange"]
+    assert exchanged == ["balanced_accuracy"] * 2  # on the old cohort and the new one
     for treatment, mends in ((Treatment.RECALIBRATE, "auroc"), (Treatment.UPDATE_ADAPTER, "brier")):
         with pytest.raises(ValueError, match="may mend"):
             judge(*sure, run=run_of(treatment=treatment, mends=mends))
