@@ -167,7 +167,6 @@ def test_killed_at_random_moments_and_resumed_it_is_the_same_adapter(
         assert is_untouched(home, planned)
         assert not list((home / "checkpoints").iterdir()), "nothing is left behind, not even by a write that was killed"
         shutil.rmtree(home)
-    print("TIMES", strategy, f"took {took:.2f} whole {time.perf_counter() - began:.1f} kills {kills} later {later}")
     assert later >= wanted // 3, "hardly ever was there an epoch to go on from: the test proves nothing"
 
 
