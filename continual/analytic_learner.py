@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from continual.adapters import BATCH, Adapter, Inputs
-from continual.analytic import SUMS, AnalyticHead, AnalyticOnTop
+from continual.analytic import AT_ONCE, SUMS, AnalyticHead, AnalyticOnTop
 from continual.experiences import Experience
 from continual.task_training import TRAINING
 
@@ -40,8 +40,10 @@ class AnalyticLearner:
     def learn(self, experience: Experience, epoch_done: EpochDone) -> tuple[float, ...]:
         """Learn a stage in one step; ``epoch_done`` is told 1, 1 and the loss afterwards. Returns that loss."""
         accumulate(self._adapter, experience)
+        head, tokens = self._adapter.network.head, experience.tokens
+        parts = range(0, len(tokens), AT_ONCE)
         with torch.inference_mode():
-            logits = self._adapter.network.head(_embed(self._adapter, experience.tokens))
+            logits = torch.cat([head(_embed(self._adapter, tokens[start : start + AT_ONCE])) for start in parts])
         loss = float(TRAINING[self._adapter.card.task].loss(logits.double(), torch.from_numpy(experience.labels)))
         epoch_done(1, 1, loss)
         return (loss,)
