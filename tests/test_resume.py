@@ -217,7 +217,8 @@ def test_the_command_survives_ctrl_c_and_kill_9(trainer: Trainer, planned: Path,
     killed = command(home, "--resume")
     wait_for_epochs(home, epochs)
     killed.kill()
-    assert killed.wait(60) == -signal.SIGKILL
+    killed.communicate(timeout=60)
+    assert killed.returncode == -signal.SIGKILL
     told, aside = command(home, "--resume", "--json").communicate(timeout=240)
     assert json.loads(told)[0]["state"] == "FINISHED"
     assert "goes on: replay" in aside
