@@ -54,24 +54,17 @@ def bare(before: Singles, now: Singles, permutations: int) -> None:
 
 
 def measure(side: str, sizes: tuple[int, int, int], permutations: int, runs: int) -> tuple[float, float]:
-    """Give the median seconds of one test, and its peak of memory beyond the data in MB, in a process of its own.
-
-    Not by getrusage: a child's ru_maxrss starts at its parent's peak.
-    """
+    """Give the median seconds of one test, and its peak of memory beyond the data in MB, in a process of its own."""
     code = (
         "import statistics\n"
-        "from pathlib import Path\n"
         "from threadpoolctl import threadpool_limits\n"
         "from benchmarks import kernels, results\n"
-        "def peak():\n"
-        "    lines = Path('/proc/self/status').read_text().splitlines()\n"
-        "    return int(next(line.split()[1] for line in lines if line.startswith('VmHWM')))\n"
         f"b, n = kernels.draw({sizes[0]}, {sizes[2]}, 1), kernels.draw({sizes[1]}, {sizes[2]}, 2)\n"
         "with threadpool_limits(1):\n"
         f"    kernels.{side}(b[:50], n[:50], 20)\n"
-        "    before = peak()\n"
+        "    before = results.peak_megabytes()\n"
         f"    times = [results.seconds(lambda: kernels.{side}(b, n, {permutations})) for _ in range({runs})]\n"
-        "print(statistics.median(times), (peak() - before) / 1e3)\n"
+        "print(statistics.median(times), results.peak_megabytes() - before)\n"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     took, peak = map(float, done.stdout.split()[-2:])

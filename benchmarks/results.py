@@ -75,6 +75,12 @@ def record(name: str, cases: list[Case], *, command: str, note: str, fast: bool)
     print(path)
 
 
+def peak_megabytes() -> float:
+    """Give the peak of this process's memory; not by getrusage, whose figure starts at the parent's peak."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1e3
+
+
 def machine() -> str:
     information = Path("/proc/cpuinfo")
     lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []

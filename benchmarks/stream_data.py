@@ -122,14 +122,7 @@ def class_stream(order: int, seed: int) -> Stream:
                 classes=names[:known],
             )
         )
-    return Stream(
-        name="class",
-        task=Task.MULTI_CLASS,
-        stages=tuple(stages),
-        patients=patients,
-        embeddings=lambda: _dealt_features(kind, tokens=False),
-        tokens=lambda: _dealt_features(kind, tokens=True),
-    )
+    return _dealt_stream("class", Task.MULTI_CLASS, stages, patients, kind)
 
 
 def finding_stream(order: int, seed: int) -> Stream:
@@ -160,14 +153,7 @@ def finding_stream(order: int, seed: int) -> Stream:
                 classes=FINDINGS,
             )
         )
-    return Stream(
-        name="findings",
-        task=Task.MULTI_LABEL,
-        stages=tuple(stages),
-        patients=patients,
-        embeddings=lambda: _dealt_features(kind, tokens=False),
-        tokens=lambda: _dealt_features(kind, tokens=True),
-    )
+    return _dealt_stream("findings", Task.MULTI_LABEL, stages, patients, kind)
 
 
 STREAMS: dict[str, Callable[[int, int], Stream]] = {
@@ -209,6 +195,19 @@ def _dealt(seed: int) -> tuple[NDArray[np.intp], NDArray[np.str_]]:
     rows = one_a_patient()
     kinds = np.random.default_rng([seed, 3]).permutation(np.arange(len(rows)) % len(KINDS))
     return rows, np.array(KINDS, dtype=np.str_)[kinds]
+
+
+def _dealt_stream(
+    name: str, task: Task, stages: list[Stage], patients: NDArray[np.str_], kind: NDArray[np.str_]
+) -> Stream:
+    return Stream(
+        name=name,
+        task=task,
+        stages=tuple(stages),
+        patients=patients,
+        embeddings=lambda: _dealt_features(kind, tokens=False),
+        tokens=lambda: _dealt_features(kind, tokens=True),
+    )
 
 
 def _dealt_features(kind: NDArray[np.str_], *, tokens: bool) -> NDArray[np.floating]:

@@ -16,11 +16,10 @@ import subprocess
 import sys
 import time
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 
-from benchmarks.results import Case, record
+from benchmarks.results import Case, peak_megabytes, record
 
 WIDTH = 384
 PEER = "linear growth"
@@ -55,18 +54,12 @@ def learn(strategy: str, kind: str, studies: int, stages: int, memory: int) -> t
     tokens, labels = draw(studies, 1)
     patients = np.char.add("p", (np.arange(studies) // 2).astype(str))
     learner = start_learner(adapter, strategy=strategy, policy=policy)
-    before, began = peak(), time.perf_counter()
+    before, began = peak_megabytes(), time.perf_counter()
     for number, rows in enumerate(np.array_split(np.arange(studies), stages)):
         part = slice(rows[0], rows[-1] + 1)
         experience = Experience(name=str(number), tokens=tokens[part], labels=labels[part], patient_key=patients[part])
         learner.learn(experience, lambda epoch, epochs, loss: None)
-    return time.perf_counter() - began, peak() - before
-
-
-def peak() -> float:
-    """Give the peak of this process's memory in megabytes; not by getrusage, which starts at the parent's peak."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1e3
+    return time.perf_counter() - began, peak_megabytes() - before
 
 
 def measure(*arguments: object) -> tuple[float, float]:

@@ -302,7 +302,7 @@ def gap_closed(one: Summary, summaries: Sequence[Summary]) -> float | None:
     return (one.final - floor) / (ceiling - floor)
 
 
-def show(summaries: Sequence[Summary], command: str) -> None:
+def show(summaries: Sequence[Summary]) -> None:
     """Print a table a stream: what was kept, lost and spent."""
     for stream in STREAMS:
         table = Table(title=f"{stream}-incremental stream: AUROC after the last stage, mean of orders and seeds")
@@ -388,12 +388,14 @@ def main() -> None:
             Training(stream=stream, strategy=strategy, adapter=adapter, order=order, seed=seed)
             for stream, strategy, adapter, order, seed in chosen
         ]
-        known = known_outcomes(code_key())
-        found = [known[one] for one in trainings if one in known]
-        outcomes = found if asked.known else learn_all(trainings, asked.workers)
+        if asked.known:
+            known = known_outcomes(code_key())
+            outcomes = [known[one] for one in trainings if one in known]
+        else:
+            outcomes = learn_all(trainings, asked.workers)
     summaries = summarise(outcomes)
     command = "uv run --group bench python -m benchmarks.streams"
-    show(summaries, command)
+    show(summaries)
     for refused in sorted(
         {f"{o.training.strategy} x {o.training.adapter}: {o.refused}" for o in outcomes if o.refused}
     ):

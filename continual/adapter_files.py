@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from continual.adapter_card import FORMAT, AdapterCard
 from continual.adapters import METADATA_KEY, Adapter, AdapterRefused, build, check_backbone, serialise
 from continual.analytic import fits
 from continual.backbones import Backbone
-from continual.files import write_atomically
+from continual.files import read_header, write_atomically
 from continual.outputs import PREFIX, Outputs
 from monitor.tasks import TASKS
 
@@ -118,8 +117,7 @@ def _read(path: Path) -> bytes:
 def _parse(path: Path, content: bytes) -> tuple[AdapterCard, dict[str, Tensor]]:
     try:
         tensors = safetensors.load(content)
-        (length,) = struct.unpack_from("<Q", content)
-        told = json.loads(content[8 : 8 + length]).get("__metadata__", {})[METADATA_KEY]
+        told = read_header(content)[METADATA_KEY]
         _check_format(path, json.loads(told))
         return AdapterCard.model_validate_json(told), tensors
     except AdapterRefused:

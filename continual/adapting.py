@@ -12,15 +12,13 @@ from continual.adapter_files import SUFFIX, save_adapter
 from continual.adapters import Adapter, new_adapter, score
 from continual.analytic_learner import AnalyticLearner
 from continual.backbones import Backbone
-from continual.checkpoints import (
-    put_weights,
-)
+from continual.checkpoints import put_weights
 from continual.early_stopping import set_aside, why_not_early
 from continual.experiences import Experience, why_not_learnable
 from continual.limits import RunStopped, check_request
 from continual.plans import AdaptationPlan, AdaptationRun, RunState
 from continual.policies import AdaptationPolicy
-from continual.strategy_cards import CARDS
+from continual.strategy_cards import check_strategy
 from continual.training_course import Course, Progress, Training, begin, put_on_record
 from monitor.cohorts import binary_labels
 from monitor.performance import auroc
@@ -88,7 +86,7 @@ def adapt(  # noqa: PLR0913 - the plan's own words, each needed, none of them be
         AdaptationInterrupted: a person stopped it (Ctrl-C); the run it carries is STOPPED.
     """
     stream = [experience.labelled() for experience in stream]
-    _check_strategy(strategy)
+    check_strategy(strategy)
     _check_stages(stream, evaluation, learned)
     course = Course(
         start=start,
@@ -214,7 +212,7 @@ def start_learner(adapter: Adapter, *, strategy: str, policy: AdaptationPolicy) 
     Raises:
         ValueError: unknown strategy.
     """
-    _check_strategy(strategy)
+    check_strategy(strategy)
     if adapter.network.analytic():
         return AnalyticLearner(adapter)
     from continual.learner import Learner  # imports Avalanche: seconds that only training should pay
@@ -318,11 +316,6 @@ def _tell_not_written(error: OSError, training: Training) -> str:
         f"the training could not be kept {training.tell_place()}: {error.strerror or error}{where}; "
         "make room on the disk and run `wardround adapt --resume`"
     )
-
-
-def _check_strategy(strategy: str) -> None:
-    if strategy not in CARDS:
-        raise ValueError(f"unknown strategy {strategy!r}; there are {', '.join(CARDS)}")
 
 
 def _check_stages(stream: Sequence[Experience], evaluation: Sequence[Experience], learned: int) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +25,12 @@ from torch import Tensor, nn
 
 from continual.adapters import METADATA_KEY, Adapter
 from continual.experiences import Experience
-from continual.files import write_atomically
+from continual.files import LENGTH, read_header, write_atomically
 from continual.policies import AdaptationPolicy
 
 SUFFIX = ".checkpoint.safetensors"
 FORMAT = 1
+LONGEST_HEADER = 2**26
 
 
 class RunKey(BaseModel):
@@ -151,7 +151,7 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
     try:
         content = path.read_bytes()
         tensors = safetensors.load(content)
-        metadata = _Metadata.model_validate_json(_read_metadata(content))
+        metadata = _Metadata.model_validate_json(read_header(content)[METADATA_KEY])
     except (FileNotFoundError, NotADirectoryError, SafetensorError, ValidationError, KeyError, ValueError):
         return None
     if metadata.format != FORMAT:
@@ -180,10 +180,10 @@ def read_key(path: Path) -> RunKey | None:
     """Tell which run a checkpoint belongs to, without reading its tensors; None where the file is damaged."""
     try:
         with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            metadata = json.loads(file.read(min(length, 2**26)))["__metadata__"][METADATA_KEY]
-        return _Metadata.model_validate_json(metadata).key
-    except (FileNotFoundError, ValidationError, KeyError, ValueError, struct.error):
+            start = file.read(LENGTH)
+            start += file.read(min(int.from_bytes(start, "little"), LONGEST_HEADER))
+        return _Metadata.model_validate_json(read_header(start)[METADATA_KEY]).key
+    except (FileNotFoundError, ValidationError, KeyError, ValueError):
         return None
 
 
@@ -208,12 +208,6 @@ def part_of(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 def under(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Put ``name/`` before the names of tensors."""
     return {f"{name}/{key}": value for key, value in tensors.items()}
-
-
-def _read_metadata(content: bytes) -> str:
-    (length,) = struct.unpack_from("<Q", content)
-    text: str = json.loads(content[8 : 8 + length])["__metadata__"][METADATA_KEY]
-    return text
 
 
 def _feed(digest: Any, values: list[Any]) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from monitor.cohorts import cut_at_median
+
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
@@ -106,16 +108,8 @@ def name_subgroups(attributes: Mapping[str, NDArray[np.generic]], names: tuple[s
 
     Attributes that the studies do not have are left out; without any, all are one subgroup with an empty name.
     """
-    told = [_name_values(name, attributes[name]) for name in names if name in attributes]
+    told = [[f"{name} {value}" for value in cut_at_median(attributes[name])] for name in names if name in attributes]
     return np.array([" & ".join(values) for values in zip(*told, strict=True)] if told else [""] * n, dtype=np.str_)
-
-
-def _name_values(name: str, column: NDArray[np.generic]) -> list[str]:
-    if column.dtype.kind != "f":
-        return [f"{name} {value}" for value in column]
-    numbers = column.astype(np.float64)
-    cut = float(np.nanmedian(numbers)) if np.isfinite(numbers).any() else 0.0
-    return [f"{name} missing" if np.isnan(x) else f"{name} {'≤' if x <= cut else '>'} {cut:g}" for x in numbers]
 
 
 @dataclass(slots=True, kw_only=True)

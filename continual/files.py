@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from uuid import uuid4
+
+LENGTH = 8
+"""Bytes at the beginning of a safetensors file that tell how long its header is."""
 
 
 def content_sha256(path: Path) -> str:
@@ -16,6 +20,19 @@ def content_sha256(path: Path) -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_header(start: bytes) -> dict[str, str]:
+    """Read the texts that a safetensors file carries, from its first bytes: a length, and so many bytes of JSON.
+
+    Raises:
+        ValueError: these are not such bytes, or not enough of them.
+    """
+    if len(start) < LENGTH:
+        raise ValueError("the file ends before its header")
+    length = int.from_bytes(start[:LENGTH], "little")
+    texts: dict[str, str] = json.loads(start[LENGTH : LENGTH + length]).get("__metadata__", {})
+    return texts
 
 
 def partials_of(name: str) -> str:

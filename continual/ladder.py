@@ -25,7 +25,6 @@ CAN_MEND = {
 
 LOOKS = (DriftKind.APPEARANCE, DriftKind.ACQUISITION)
 
-
 UNPROVEN = (
     "what was made is within every bound as measured, but the gate could not prove it with so few held-out patients; "
     "have more of them read with `wardround labels request`"
@@ -112,7 +111,7 @@ def tell_harm(harm: ExpectedHarm, policy: AdaptationPolicy) -> str:
 
 
 def tell_worst(harms: Sequence[ExpectedHarm], policy: AdaptationPolicy) -> str:
-    """Say the harm that lies farthest outside, and how many others do."""
+    """Say the harm that lies farthest outside."""
     worst = max(harms, key=lambda harm: harm.loss / policy.tolerated_loss.get(harm.metric, 1.0))
     return tell_harm(worst, policy)
 

@@ -25,6 +25,7 @@ from continual.experiences import Experience
 from continual.memory_selection import measure_difficulty
 from continual.policies import AdaptationPolicy
 from continual.strategies import STRATEGIES, Setting
+from continual.strategy_cards import check_strategy
 from continual.study_loop import StudyLoop
 from continual.task_training import TRAINING
 from monitor.cohorts import binary_labels
@@ -69,8 +70,7 @@ class Learner:
     """
 
     def __init__(self, adapter: Adapter, *, strategy: str, policy: AdaptationPolicy) -> None:
-        if strategy not in STRATEGIES:
-            raise ValueError(f"unknown strategy {strategy!r}; there are {', '.join(STRATEGIES)}")
+        check_strategy(strategy)
         if adapter.network.analytic():
             raise ValueError("an analytic adapter learns in closed form: start it with `start_learner`")
         self._adapter, self._policy = adapter, policy
@@ -227,15 +227,11 @@ class _NoMetrics(SupervisedPlugin):  # type: ignore[misc]
 class _Loop(StudyLoop):
     """The loop with a way back into a stage, and the best epoch kept in the end.
 
-    What is due at a step is looked up once a stage: Avalanche asks every plugin about every event, and its
-    evaluator copies the stage for each, which takes longer than a small head's step.
+    What is due at a step is looked up once a stage: Avalanche asks every plugin about every event, which takes
+    longer than a small head's step.
     """
 
     patience = 0
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.plugins.remove(self.evaluator)
 
     def start(self, lesson: Lesson) -> None:
         """Prepare for the stage that is shown next."""

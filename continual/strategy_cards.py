@@ -144,6 +144,16 @@ CARDS: dict[str, StrategyCard] = {
 }
 
 
+def check_strategy(strategy: str) -> None:
+    """Refuse a name that is not in the table.
+
+    Raises:
+        ValueError: with the names there are.
+    """
+    if strategy not in CARDS:
+        raise ValueError(f"unknown strategy {strategy!r}; there are {', '.join(CARDS)}")
+
+
 def as_markdown() -> str:
     """Write the table for a README."""
     lines = ["| strategy | idea | stores | of patients | time, head / LoRA | when |", "|---|---|---|---|---|---|"]

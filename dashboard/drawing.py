@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from dashboard.palette import LABEL, LINE, UNKNOWN, VERDICT_COLOURS, VERDICT_MARKS
 from monitor.cohorts import Window
@@ -32,6 +33,24 @@ def safe(text: str, longest: int = LONGEST) -> str:
     """Cut a text from data and take its markup away: Plotly reads a dialect of HTML in every label."""
     cut = text if len(text) <= longest else text[: longest - 1] + "…"
     return escape(cut).replace("\n", " ")
+
+
+def panels(titles: Sequence[str], *, beside: float, below: float) -> tuple[go.Figure, list[dict[str, int]]]:
+    """Lay out one panel a title, PANELS on a line with one y axis for all; also where each is, for drawing into it.
+
+    ``beside`` is the gap between two of a line, ``below`` that between lines as a share of one line's height.
+    """
+    columns = min(PANELS, len(titles))
+    lines = -(-len(titles) // columns)
+    figure = make_subplots(
+        rows=lines,
+        cols=columns,
+        shared_yaxes="all",
+        horizontal_spacing=beside,
+        vertical_spacing=below / lines,
+        subplot_titles=list(titles),
+    )
+    return figure, [{"row": place // columns + 1, "col": place % columns + 1} for place in range(len(titles))]
 
 
 def spread(windows: Sequence[Window], most: int = 14) -> list[Window]:

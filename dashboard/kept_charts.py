@@ -11,7 +11,6 @@ from plotly.subplots import make_subplots
 
 from continual.kept import Change, Figure, KeptAndLost, LearningTriple
 from dashboard.drawing import (
-    PANELS,
     ROW,
     SIZE,
     Interval,
@@ -19,6 +18,7 @@ from dashboard.drawing import (
     dot,
     finish,
     name_rows,
+    panels,
     safe,
     whiskers,
     zero_line,
@@ -48,18 +48,8 @@ def retention_curves(steps: Sequence[Step], stages: Sequence[str]) -> go.Figure:
 
     The last step is the challenger, the one before it the champion.
     """
-    columns = min(PANELS, len(stages))
-    lines = -(-len(stages) // columns)
-    figure = make_subplots(
-        rows=lines,
-        cols=columns,
-        shared_yaxes="all",
-        horizontal_spacing=0.05,
-        vertical_spacing=0.42 / lines,
-        subplot_titles=[_panel(place, stages) for place in range(len(stages))],
-    )
-    for place, stage in enumerate(stages):
-        at = {"row": place // columns + 1, "col": place % columns + 1}
+    figure, places = panels([_panel(place, stages) for place in range(len(stages))], beside=0.05, below=0.42)
+    for stage, at in zip(stages, places, strict=True):
         shown = [step.figures.get(stage, (None, None, None)) for step in steps]
         figure.add_scatter(
             x=list(range(len(steps))),
@@ -85,7 +75,7 @@ def retention_curves(steps: Sequence[Step], stages: Sequence[str]) -> go.Figure:
     if ends:
         figure.update_yaxes(range=[floor(20 * min(ends)) / 20 - 0.01, min(ceil(20 * max(ends)) / 20, 1.0) + 0.01])
     figure.update_yaxes(tickformat=".2f", nticks=6).update_yaxes(title="AUROC", col=1)
-    figure = finish(figure, 40 + 250 * lines)
+    figure = finish(figure, 40 + 250 * places[-1]["row"])
     figure.update_annotations(font={"size": SIZE, "color": LABEL})
     return figure.update_layout(showlegend=False, margin_t=52)
 

@@ -6,10 +6,21 @@ import math
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from continual.plans import AdaptationRun
-from dashboard.drawing import PANELS, SIZE, Interval, column_at_right, dot, finish, name_rows, safe, whiskers, zero_line
+from dashboard.drawing import (
+    PANELS,
+    SIZE,
+    Interval,
+    column_at_right,
+    dot,
+    finish,
+    name_rows,
+    panels,
+    safe,
+    whiskers,
+    zero_line,
+)
 from dashboard.names import metric_words, number, reword, strategy_words
 from dashboard.palette import (
     BEFORE,
@@ -32,18 +43,9 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 def strategies_compared(runs: Sequence[AdaptationRun]) -> go.Figure:
     """Draw, for each experience (columns), the AUROC of the champion before and of every strategy's adapter (rows)."""
     names = list(runs[0].experiences)
-    columns = min(PANELS, len(names))
-    lines = -(-len(names) // columns)
-    figure = make_subplots(
-        rows=lines,
-        cols=columns,
-        shared_yaxes="all",
-        horizontal_spacing=0.06,
-        vertical_spacing=0.4 / lines,
-        subplot_titles=[_title(i, names) for i in range(len(names))],
-    )
-    for place in range(len(names)):
-        at = {"row": place // columns + 1, "col": place % columns + 1}
+    figure, places = panels([_title(i, names) for i in range(len(names))], beside=0.06, below=0.4)
+    columns, lines = min(PANELS, len(names)), places[-1]["row"]
+    for place, at in enumerate(places):
         before, after = _before(runs[0], place), [run.matrix[-1][place] for run in runs]
         _draw_points(figure, at, [before], rows=[len(runs)], before=before)
         _draw_points(figure, at, after, rows=range(len(runs))[::-1], before=before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -13,19 +13,19 @@ from continual.calibrating import Lesson, NotFitted
 from continual.expectations import Bench, expect_ceiling, expect_from_prevalence, expect_steps
 from continual.ladder import AtHand, is_outside
 from continual.memory_store import Memory
-from continual.plans import Expectation, ExpectedHarm, RunState
+from continual.plans import AdaptationPlan, Expectation, ExpectedHarm, RunState
 from continual.policies import Treatment
 from continual.treatments import head_of, look_through
 from continual.weights import WeightsRefused
 from flows.labelling import open_worklists
 from flows.remembering import experience_of, name_of, recall
-from flows.ward import Ward, adapter_of, load_role, windows_of
+from flows.ward import Ward, adapter_of, learned_windows, load_role
 from monitor.cohorts import Cohort, Window
 from monitor.results import PrevalenceShift, WindowReport
+from registry.decisions import GateDecision
 from registry.entries import ChampionRecord
 from registry.gate import is_unproven
 from registry.held_out import PatientRole
-from registry.promotion import lineage
 
 LEAST_FIT = 0.05
 """P-value of the assumption behind an estimated prevalence below which the estimate is not used."""
@@ -78,7 +78,7 @@ def bench_of(
     ``told`` is a prevalence that was estimated without labels; it is used where labels are too few for their own.
     """
     model, policy = champion.model, ward.settings.adaptation
-    stages = [windows_of(ward, model, move.version) for move in lineage(ward.records.champion_history(model))]
+    stages = learned_windows(ward, model)
     reference = labelled_with_images(ward, model, stages[-1], PatientRole.REFERENCE)
     new = labelled_with_images(ward, model, windows, PatientRole.LEARNING)
     if not len(reference) or reference.images is None:
@@ -102,8 +102,10 @@ def remembered(ward: Ward, champion: ChampionRecord, *, at: datetime) -> Memory:
     model = champion.model
 
     def stages() -> list[tuple[str, Cohort]]:
-        learned = [windows_of(ward, model, move.version) for move in lineage(ward.records.champion_history(model))]
-        return [(name_of(one), labelled_with_images(ward, model, one, PatientRole.LEARNING)) for one in learned]
+        return [
+            (name_of(one), labelled_with_images(ward, model, one, PatientRole.LEARNING))
+            for one in learned_windows(ward, model)
+        ]
 
     return recall(ward, champion, stages, at=at)
 
@@ -128,10 +130,8 @@ def tried_steps(ward: Ward, champion: ChampionRecord, windows: Sequence[Window])
     """
     found: list[Treatment] = []
     runs, recipe = ward.records.runs(champion.model), ward.settings.adaptation.recipe
-    refused = set(_refused_runs(ward, champion.model))
-    for plan in ward.records.plans(champion.model):
-        if (plan.champion_version, plan.windows) != (champion.version, tuple(windows)):
-            continue
+    refused = {decision.run_id for decision in _decisions(ward, champion.model) if _is_refused(ward, decision)}
+    for plan in _plans_for(ward, champion, windows):
         mine = [run for run in runs if run.plan_id == plan.plan_id and run.recipe == recipe]
         all_made = {run.strategy for run in mine} >= set(plan.strategies or ("",))
         if mine and all_made and all(run.state is RunState.FAILED or run.run_id in refused for run in mine):
@@ -141,24 +141,24 @@ def tried_steps(ward: Ward, champion: ChampionRecord, windows: Sequence[Window])
 
 def _has_unproven(ward: Ward, champion: ChampionRecord, windows: Sequence[Window]) -> bool:
     """Tell whether something made for these windows was refused for want of held-out patients alone."""
-    mine = {
-        plan.plan_id
-        for plan in ward.records.plans(champion.model)
-        if (plan.champion_version, plan.windows) == (champion.version, tuple(windows))
-    }
-    return any(
-        decision.plan_id in mine and decision.policy == ward.settings.gate and is_unproven(decision)
-        for decision in ward.records.decisions(champion.model)
-    )
+    mine = {plan.plan_id for plan in _plans_for(ward, champion, windows)}
+    return any(decision.plan_id in mine and is_unproven(decision) for decision in _decisions(ward, champion.model))
 
 
-def _refused_runs(ward: Ward, model: str) -> Iterable[str]:
-    for decision in ward.records.decisions(model):
-        signatures = ward.records.signatures(decision.decision_id)
-        if decision.policy == ward.settings.gate and (
-            not decision.promote or any(not signature.approved for signature in signatures)
-        ):
-            yield decision.run_id
+def _plans_for(ward: Ward, champion: ChampionRecord, windows: Sequence[Window]) -> list[AdaptationPlan]:
+    """List the plans that were made for these windows of the live version."""
+    wanted = (champion.version, tuple(windows))
+    return [plan for plan in ward.records.plans(champion.model) if (plan.champion_version, plan.windows) == wanted]
+
+
+def _decisions(ward: Ward, model: str) -> list[GateDecision]:
+    """List what the gate of the settings in force has decided."""
+    return [decision for decision in ward.records.decisions(model) if decision.policy == ward.settings.gate]
+
+
+def _is_refused(ward: Ward, decision: GateDecision) -> bool:
+    signatures = ward.records.signatures(decision.decision_id)
+    return not decision.promote or any(not signature.approved for signature in signatures)
 
 
 def _look(ward: Ward, model: str, adapter: Adapter, cohort: Cohort) -> Lesson:

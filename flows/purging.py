@@ -23,7 +23,7 @@ from flows.reading_files import without_rows
 from flows.remembering import memories_in, rewrite_memory
 from flows.ward import StepRefused, Ward, windows_of
 from monitor.cohorts import Window
-from registry.entries import Purge
+from registry.entries import ChampionRecord, Purge
 from registry.held_out import PatientRole, role_of
 from registry.promotion import lineage
 from registry.purging import DONE, WORD, Subject
@@ -159,24 +159,12 @@ def _learners_of(ward: Ward, model: str, subject: Subject) -> Iterator[Learner]:
     """Tell of each finished run, and of a first adapter that was live before, whether it learned from the patient."""
     records = ward.records
     history = records.champion_history(model)
-    live = history[-1].adapter_sha256 if history else ""
-    versions = {move.adapter_sha256: move.version for move in history}
     times = _learning_times(ward, model, subject)
     remembered = _remembering(ward, model, subject)
 
     def tell(run_id: str, sha256: str, kind: str, how: str) -> Learner:
-        version, is_live = versions.get(sha256, ""), sha256 == live
-        offer = _offer(kind, is_live=is_live, version=version)
-        return Learner(
-            model=model,
-            run_id=run_id,
-            adapter_sha256=sha256,
-            kind=kind,
-            version=version,
-            live=is_live,
-            how=how,
-            offer=offer,
-        )
+        note = {"model": model, "run_id": run_id, "adapter_sha256": sha256, "kind": kind, "how": how}
+        return _learner(history, note)
 
     first = next((move for move in history if move.kind == "first"), None)
     if first is not None:
@@ -193,6 +181,14 @@ def _learners_of(ward: Ward, model: str, subject: Subject) -> Iterator[Learner]:
             yield tell(run.run_id, run.adapter_sha256, run.adapter, "the windows that it learned from hold the patient")
         elif run.adapter_sha256 in remembered:
             yield tell(run.run_id, run.adapter_sha256, run.adapter, "its memory holds the patient")
+
+
+def _learner(history: Sequence[ChampionRecord], note: dict[str, str]) -> Learner:
+    """Tell of an adapter that learned from the patient, as a note has it, whether it is or was live, and what to do."""
+    sha256 = note["adapter_sha256"]
+    version = next((move.version for move in reversed(history) if move.adapter_sha256 == sha256), "")
+    live = bool(history) and history[-1].adapter_sha256 == sha256
+    return Learner(**note, version=version, live=live, offer=_offer(note["kind"], is_live=live, version=version))
 
 
 def _offer(kind: str, *, is_live: bool, version: str) -> str:
@@ -344,12 +340,6 @@ def _with_stored(ward: Ward, purge: Purge, learners: tuple[Learner, ...]) -> tup
     """Add the adapters that were found when the removal began: by the time it is resumed the rows may be gone."""
     known = {(one.model, one.adapter_sha256, one.run_id): one for one in learners}
     for note in json.loads(purge.adapters):
-        history = ward.records.champion_history(note["model"])
-        version = next((m.version for m in history if m.adapter_sha256 == note["adapter_sha256"]), "")
-        live = bool(history) and history[-1].adapter_sha256 == note["adapter_sha256"]
-        offer = _offer(note["kind"], is_live=live, version=version)
-        known.setdefault(
-            (note["model"], note["adapter_sha256"], note["run_id"]),
-            Learner(**note, version=version, live=live, offer=offer),
-        )
+        learner = _learner(ward.records.champion_history(note["model"]), note)
+        known.setdefault((learner.model, learner.adapter_sha256, learner.run_id), learner)
     return tuple(known.values())

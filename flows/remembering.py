@@ -31,7 +31,7 @@ from continual.memory_store import (
 )
 from continual.plans import AdaptationRun
 from flows.ward import Ward, adapter_of, backbone_of, inputs_of
-from monitor.cohorts import Cohort, Window, binary_labels
+from monitor.cohorts import Cohort, Window, binary_labels, cut_at_median
 from registry.entries import ChampionRecord, MemoryVersion
 from registry.ledger import SYSTEM
 
@@ -162,18 +162,10 @@ def rewrite_memory(
 
 def stratify(cohort: Cohort, quotas: Sequence[str]) -> NDArray[np.str_]:
     """Name the group of each study by the attributes that share a memory; numbers are cut at their median; (n,)."""
-    named = [_words(cohort.attributes[name]) for name in quotas if name in cohort.attributes]
+    named = [cut_at_median(cohort.attributes[name]) for name in quotas if name in cohort.attributes]
     if not named:
         return np.full(len(cohort), EVERYWHERE, dtype=np.str_)
     return np.array([" · ".join(words) for words in zip(*named, strict=True)], dtype=np.str_)
-
-
-def _words(column: NDArray[np.generic]) -> list[str]:
-    if column.dtype.kind != "f":
-        return [str(value) for value in column]
-    numbers = column.astype(np.float64)
-    cut = float(np.nanmedian(numbers)) if np.isfinite(numbers).any() else 0.0
-    return ["missing" if np.isnan(value) else f"≤ {cut:g}" if value <= cut else f"> {cut:g}" for value in numbers]
 
 
 def _select(ward: Ward, model: str, stage: str, cohort: Cohort, adapter: Adapter, at: datetime) -> Memory:

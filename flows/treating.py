@@ -31,18 +31,17 @@ from flows.ward import (
     Ward,
     adapter_of,
     backbone_of,
+    learned_windows,
     load_role,
     score_with,
     shown_reports,
     version_in,
-    windows_of,
 )
-from monitor.cohorts import Cohort, Window
+from monitor.cohorts import Cohort, Window, cut_at_median
 from registry.decisions import GateDecision
 from registry.entries import ChampionRecord
 from registry.gate import HeldOutScores, decide
 from registry.held_out import HeldOutCohort, PatientRole, check_disjoint, lock_cohort, verify_lock
-from registry.promotion import lineage
 
 
 def propose(ward: Ward, model: str, *, by: str, at: datetime) -> AdaptationPlan | None:
@@ -255,8 +254,7 @@ def choose(decisions: Sequence[GateDecision], runs: Sequence[AdaptationRun]) -> 
 
 def stages_of(ward: Ward, plan: AdaptationPlan) -> list[tuple[Window, ...]]:
     """List the windows of everything learned so far, oldest first, and the plan's windows last."""
-    moves = ward.records.champion_history(plan.model)
-    return [*(windows_of(ward, plan.model, move.version) for move in lineage(moves)), plan.windows]
+    return [*learned_windows(ward, plan.model), plan.windows]
 
 
 def _finished_run(ward: Ward, plan: AdaptationPlan, strategy: str) -> AdaptationRun | None:
@@ -269,16 +267,8 @@ def _finished_run(ward: Ward, plan: AdaptationPlan, strategy: str) -> Adaptation
 
 def _subgroups(cohort: Cohort, attributes: tuple[str, ...] | None) -> dict[str, NDArray[np.str_]]:
     """Give the columns whose gaps the gate judges; a numeric attribute is cut at its median."""
-    columns: dict[str, NDArray[np.str_]] = {}
-    for name in tuple(cohort.attributes) if attributes is None else attributes:
-        if name not in cohort.attributes:
-            continue
-        column = cohort.attributes[name]
-        if column.dtype.kind == "f":
-            cut = float(np.nanmedian(column)) if np.isfinite(column).any() else 0.0
-            column = np.where(np.isnan(column), "missing", np.where(column <= cut, f"≤ {cut:g}", f"> {cut:g}"))
-        columns[name] = column.astype(np.str_)
-    return columns
+    names = tuple(cohort.attributes) if attributes is None else attributes
+    return {name: cut_at_median(cohort.attributes[name]) for name in names if name in cohort.attributes}
 
 
 def _look(

@@ -22,6 +22,7 @@ from monitor.results import WindowReport
 from monitor.suppression import suppress_report
 from registry.held_out import PatientRole, roles_of
 from registry.model_versions import ModelVersions
+from registry.promotion import lineage
 from registry.records import Records, open_records
 from registry.settings import BackboneSettings, Settings, SettingsError, read_settings, weights_path
 
@@ -130,6 +131,11 @@ def windows_of(ward: Ward, model: str, version: str) -> tuple[Window, ...]:
             f'[models.{model}] names no reference window; add for example reference = "2026-01-05/2026-03-30"'
         )
     return (Window.from_key(key),)
+
+
+def learned_windows(ward: Ward, model: str) -> list[tuple[Window, ...]]:
+    """List the windows of every stage that the live version has learned, oldest first."""
+    return [windows_of(ward, model, move.version) for move in lineage(ward.records.champion_history(model))]
 
 
 def load_role(ward: Ward, model: str, windows: Sequence[Window], role: PatientRole | None) -> Cohort:

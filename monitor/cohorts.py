@@ -215,6 +215,16 @@ def binary_labels(task: Task, classes: tuple[str, ...], labels: NDArray[np.float
     return answers
 
 
+def cut_at_median(column: NDArray[np.generic]) -> NDArray[np.str_]:
+    """Turn an attribute (n,) into words: numbers are cut at their median, NaN is MISSING; words stay."""
+    if column.dtype.kind != "f":
+        return column.astype(np.str_)
+    numbers = column.astype(np.float64)
+    cut = float(np.nanmedian(numbers)) if np.isfinite(numbers).any() else 0.0
+    halves = np.where(numbers <= cut, f"≤ {cut:g}", f"> {cut:g}")
+    return np.where(np.isnan(numbers), MISSING, halves).astype(np.str_)
+
+
 def check_thresholds(task: Task, thresholds: tuple[float, ...], columns: int) -> None:
     """Prove that thresholds are none, or one a score column between 0 and 1 for a task that has them.
 
