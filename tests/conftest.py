@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -728,3 +728,41 @@ def _draw_studies(folder: Path) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
+
+
+# --- what tests of learning strategies share; torch is loaded by whom it serves alone -----------------------------
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: tensors of tests are so small that threads only wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def vectors() -> Any:
+    """Give a backbone that stores one vector a study: every strategy can train a head on it."""
+    from continual.backbones import load_backbone
+
+    return load_backbone("tiny", source="random", image_size=28, blocks=0)
+
+
+def quiet(epoch: int, epochs: int, loss: float) -> None:
+    """Be told of an epoch, and say nothing."""
+
+
+def weights(adapter: Any) -> list[Any]:
+    """Copy the trained tensors of an adapter."""
+    return [value.detach().clone() for value in adapter.network.trainable().values()]
+
+
+def same(first: list[Any], second: list[Any]) -> bool:
+    """Tell whether two lists of tensors are equal to the bit."""
+    import torch
+
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -2,7 +2,6 @@
 
 import math
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,14 @@ from continual.policies import AdaptationPolicy
 from continual.strategy_cards import CARDS
 from continual.task_training import TRAINING
 from monitor.tasks import TASKS, Task
+from tests.conftest import quiet, same, weights
 
 # avalanche 0.6 imports a package that says at import that nobody maintains it; nothing of it is used
 TRAINED = [kind for kind in KINDS if kind != "analytic"]  # that one learns in closed form, whatever the strategy
-pytestmark = pytest.mark.filterwarnings("ignore:JAXopt is no longer maintained:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:JAXopt is no longer maintained:DeprecationWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 # importing the table itself costs seconds that collecting should not pay; a test proves that they agree
 NAMES = list(CARDS)
@@ -31,20 +34,6 @@ each = pytest.mark.parametrize("strategy", NAMES)
 POLICY = AdaptationPolicy(epochs=4, learning_rate=3e-2, memory=MemoryPolicy(studies=40), adapter="head")
 CLASSES = {Task.BINARY: ("no", "yes"), Task.MULTI_CLASS: ("a", "b", "c"), Task.MULTI_LABEL: ("x", "y", "z")}
 DIRECTIONS = np.random.default_rng(99).normal(size=(3, 48))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # these tensors are so small that threads only wait for each other
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def vectors() -> Backbone:
-    """Give a backbone that stores one vector a study: every strategy can train a head on it."""
-    return load_backbone("tiny", source="random", image_size=28, blocks=0)
 
 
 @pytest.fixture(scope="module")
@@ -104,18 +93,6 @@ def learner_of(adapter: Adapter, strategy: str, **changes: Any) -> Any:
     from continual.learner import Learner
 
     return Learner(adapter, strategy=strategy, policy=POLICY.model_copy(update=changes))
-
-
-def quiet(epoch: int, epochs: int, loss: float) -> None:
-    pass
-
-
-def weights(adapter: Adapter) -> list[torch.Tensor]:
-    return [value.detach().clone() for value in adapter.network.trainable().values()]
-
-
-def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def train(adapter: Adapter, strategy: str, *stages: Experience, **changes: Any) -> list[tuple[float, ...]]:

@@ -5,7 +5,7 @@ and loaders; what differs is what is said beside each case.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,17 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from continual.adapters import Adapter, new_adapter
-from continual.backbones import Backbone, load_backbone
+from continual.backbones import Backbone
 from continual.experiences import Experience, order_for_rehearsal
 from continual.memory_selection import MemoryPolicy
 from continual.policies import AdaptationPolicy
 from monitor.tasks import Task
 
 # avalanche 0.6 imports a package that says at import that nobody maintains it; nothing of it is used
-pytestmark = pytest.mark.filterwarnings("ignore:JAXopt is no longer maintained:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:JAXopt is no longer maintained:DeprecationWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 ARRAY_WRAP = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning")  # its SI's
 
 POLICY = AdaptationPolicy(
@@ -36,19 +39,6 @@ POLICY = AdaptationPolicy(
     agem_sample=20,
 )
 WIDTH, CLASSES, ROWS = 48, 3, 90  # the last batch is a short one
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def vectors() -> Backbone:
-    return load_backbone("tiny", source="random", image_size=28, blocks=0)
 
 
 def fresh(vectors: Backbone) -> Adapter:

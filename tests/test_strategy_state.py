@@ -1,7 +1,6 @@
 """A training that is interrupted goes on as if nothing had happened, and what SI measured outlives its run."""
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,33 +8,24 @@ import pytest
 import torch
 
 from continual.adapters import Adapter, new_adapter
-from continual.backbones import Backbone, load_backbone
+from continual.backbones import Backbone
 from continual.experiences import Experience
 from continual.memory_selection import MemoryPolicy
 from continual.policies import AdaptationPolicy
 from continual.strategy_cards import CARDS
 from monitor.tasks import Task
+from tests.conftest import quiet, same, weights
 
 # avalanche 0.6 imports a package that says at import that nobody maintains it; nothing of it is used
-pytestmark = pytest.mark.filterwarnings("ignore:JAXopt is no longer maintained:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:JAXopt is no longer maintained:DeprecationWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 POLICY = AdaptationPolicy(
     epochs=4, learning_rate=3e-2, memory=MemoryPolicy(studies=20), adapter="head", si_strength=1.0
 )
 each = pytest.mark.parametrize("strategy", list(CARDS))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def vectors() -> Backbone:
-    return load_backbone("tiny", source="random", image_size=28, blocks=0)
 
 
 def fresh(vectors: Backbone, classes: tuple[str, ...] = ("a", "b")) -> Adapter:
@@ -61,18 +51,6 @@ def learner_of(adapter: Adapter, strategy: str) -> Any:
     from continual.learner import Learner
 
     return Learner(adapter, strategy=strategy, policy=POLICY)
-
-
-def quiet(epoch: int, epochs: int, loss: float) -> None:
-    pass
-
-
-def weights(adapter: Adapter) -> list[torch.Tensor]:
-    return [value.detach().clone() for value in adapter.network.trainable().values()]
-
-
-def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @each
