@@ -17,7 +17,7 @@ from continual.plans import AdaptationPlan, Expectation, ExpectedHarm, RunState
 from continual.policies import Treatment
 from continual.treatments import head_of, look_through
 from continual.weights import WeightsRefused
-from flows.labelling import open_worklists
+from flows.labelling import labels_to_learn_from, open_worklists
 from flows.remembering import experience_of, name_of, recall
 from flows.ward import Ward, adapter_of, learned_windows, load_role
 from monitor.cohorts import Cohort, Window
@@ -39,9 +39,8 @@ def gather(ward: Ward, champion: ChampionRecord, drifted: Sequence[WindowReport]
     windows, policy = tuple(report.window for report in drifted), ward.settings.adaptation
     if not windows:
         return AtHand(labelled=0)
-    labelled = int(load_role(ward, champion.model, windows, PatientRole.LEARNING).labelled.sum())
     known = AtHand(
-        labelled=labelled,
+        labelled=labels_to_learn_from(ward, champion.model, windows),
         tried=tried_steps(ward, champion, windows),
         unproven=_has_unproven(ward, champion, windows),
         waiting=open_worklists(ward, champion.model, at=at),
