@@ -123,7 +123,7 @@ def _show_decision(decision: GateDecision, person: Visitor) -> None:
     st.plotly_chart(figure, width="stretch", key="gate", config=QUIET_BAR)
     st.caption(
         f"Right is better. Lines are {decision.policy.level:.0%} intervals over patients. On cohorts a whole line "
-        "must lie right of its limit; for subgroups and forgetting the point must."
+        "must lie right of its limit; for subgroups, forgetting and what a moved threshold trades the point must."
     )
     st.subheader("Every reason", anchor=False)
     for check in [*failed, *(check for check in decision.checks if check.passed)]:

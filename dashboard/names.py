@@ -84,6 +84,7 @@ SPAN = re.compile(r"(?<![\w-])(\d{4}-\d\d-\d\d)(?:/| to )(\d{4}-\d\d-\d\d)(?![\w
 IN_REASONS = {r"\bauroc\b": "AUROC", r"\bbrier\b": "Brier score", r"\bchi_square\b": "chi-square"}
 IN_REASONS |= {r"\bcalibration_offset\b": "mean score less truth", r"\bequalised_odds\b": "equalised odds"}
 IN_REASONS |= {r"\bselection_rate\b": "share called positive", r" = (?=[<>≤≥])": " "}
+IN_REASONS |= {r"\bbalanced_accuracy\b": METRIC_WORDS["balanced_accuracy"]}
 
 
 def metric_words(name: str) -> str:

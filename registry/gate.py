@@ -179,7 +179,7 @@ def judge_forgetting(run: AdaptationRun, policy: GatePolicy) -> GateCheck:
     else:
         passed = forgotten <= bound
         lost = f"{forgotten:.3f} AUROC was forgotten" if forgotten > 0 else "nothing was forgotten"
-        change = "" if forgotten > 0 else f" ({-forgotten:+.3f} AUROC)"
+        change = "" if forgotten > 0 else f" ({0 - forgotten:+.3f} AUROC)"
         reason = (
             f"Over what was learned before, {lost}{change}: {'within' if passed else 'above'} the allowed {bound:g}."
         )
